@@ -1,0 +1,439 @@
+//! The conntrack entry: everything a packet of a known flow needs, and the state machine it follows.
+//!
+//! Hash elements of the kernel are recycled without a grace period, so the value a packet found may
+//! become another flow's while it is read or written. Hence three words which name their flow:
+//! [`Head`] is read again after the copy, and every change in place is a compare-and-exchange of
+//! [`Head`], [`Route`] or [`Note`], each of which fails if the element meanwhile serves another flow.
+//!
+//! ```text
+//!            SYN                    SYN-ACK               client's ACK of it
+//!   (none) ───────▶ EMBRYONIC ───────────────▶ REPLIED ─────────────────────▶ ESTABLISHED
+//!                   in EMBRYONIC_*, LRU         (reverse half)                in FLOWS_*, never evicted
+//!                                                                               │ FIN          │ RST
+//!                                                                               ▼              ▼
+//!                                                                              FIN ─peer's──▶ CLOSED / RESET
+//!                                                                                  FIN         rest, then leave
+//! ```
+//! Each half (forward, reverse) keeps a state of its own; FIN in both makes both CLOSED. A RESET flow
+//! that carries data again was not reset by its peer: it returns to ESTABLISHED.
+
+use crate::{
+    addr::{Addr4, Addr6, Be16},
+    flow::{Flow4, Flow6},
+    wire,
+};
+
+/// States of a half. Plain numbers: they come from memory which another flow may have reused.
+pub mod state {
+    /// The client's first packet was seen.
+    pub const EMBRYONIC: u8 = 1;
+    /// The backend answered (kept in the reverse half).
+    pub const REPLIED: u8 = 2;
+    /// The client proved itself.
+    pub const ESTABLISHED: u8 = 3;
+    /// A FIN was seen in this direction.
+    pub const FIN: u8 = 4;
+    /// A FIN was seen in both directions.
+    pub const CLOSED: u8 = 5;
+    /// A plausible RST was seen.
+    pub const RESET: u8 = 6;
+    /// Bit: the agent found the half idle. The next packet clears it; else a later pass deletes.
+    pub const CONDEMNED: u8 = 0x80;
+
+    /// The state without the condemned bit.
+    #[inline(always)]
+    pub const fn base(state: u8) -> u8 {
+        state & !CONDEMNED
+    }
+
+    /// True for a half whose connection is over.
+    #[inline(always)]
+    pub const fn is_closed(state: u8) -> bool {
+        matches!(base(state), CLOSED | RESET)
+    }
+
+    /// The state's name, as `lbctl` prints it.
+    pub const fn name(state: u8) -> &'static str {
+        match base(state) {
+            EMBRYONIC => "embryonic",
+            REPLIED => "replied",
+            ESTABLISHED => "established",
+            FIN => "fin",
+            CLOSED => "closed",
+            RESET => "reset",
+            _ => "unknown",
+        }
+    }
+}
+
+/// Ticks are kept in 24 bits: 194 days of about a second.
+pub const TICK_MASK: u32 = 0x00ff_ffff;
+
+/// Ticks from `then` to `now`, over the wrap.
+#[inline(always)]
+pub const fn ticks_since(now: u32, then: u32) -> u32 {
+    now.wrapping_sub(then) & TICK_MASK
+}
+
+/// First word of an entry: identity (32 bits), state (8), stamp in ticks (24).
+#[repr(transparent)]
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub struct Head(pub u64);
+
+#[expect(clippy::cast_possible_truncation, reason = "fields of a word")]
+impl Head {
+    /// Packs a head.
+    #[inline(always)]
+    pub const fn new(identity: u32, state: u8, stamp: u32) -> Self {
+        Self(((identity as u64) << 32) | ((state as u64) << 24) | (stamp & TICK_MASK) as u64)
+    }
+
+    /// Random number both halves of a flow share; never 0.
+    #[inline(always)]
+    pub const fn identity(self) -> u32 {
+        (self.0 >> 32) as u32
+    }
+
+    /// One of [`state`].
+    #[inline(always)]
+    pub const fn state(self) -> u8 {
+        (self.0 >> 24) as u8
+    }
+
+    /// Tick of the last packet, exact to a tick.
+    #[inline(always)]
+    pub const fn stamp(self) -> u32 {
+        self.0 as u32 & TICK_MASK
+    }
+
+    /// The head with another state and stamp.
+    #[inline(always)]
+    pub const fn touched(self, state: u8, stamp: u32) -> Self {
+        Self::new(self.identity(), state, stamp)
+    }
+}
+
+/// Second word: identity (low 16 bits), next-hop index (16), path MTU (16), route generation (16).
+#[repr(transparent)]
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub struct Route(pub u64);
+
+#[expect(clippy::cast_possible_truncation, reason = "fields of a word")]
+impl Route {
+    /// Packs a route. An MTU above 65,535 is kept as 65,535: no IP packet is longer.
+    #[inline(always)]
+    pub const fn new(identity: u32, next_hop: u16, mtu: u32, generation: u16) -> Self {
+        let mtu = if mtu > 0xffff { 0xffff } else { mtu };
+        Self(
+            ((identity as u16 as u64) << 48)
+                | ((next_hop as u64) << 32)
+                | ((mtu as u64) << 16)
+                | generation as u64,
+        )
+    }
+
+    /// Index into `NEXT_HOPS`; 0 means "go by TCX".
+    #[inline(always)]
+    pub const fn next_hop(self) -> u16 {
+        (self.0 >> 32) as u16
+    }
+
+    /// Largest IP packet the route takes, in bytes; 0 means unknown.
+    #[inline(always)]
+    pub const fn mtu(self) -> u16 {
+        (self.0 >> 16) as u16
+    }
+
+    /// The route generation at which the route was looked up.
+    #[inline(always)]
+    pub const fn generation(self) -> u16 {
+        self.0 as u16
+    }
+}
+
+/// Third word: identity (32 bits) and a number whose meaning depends on protocol and direction.
+///
+/// TCP reverse half: the sequence number the client must acknowledge to be promoted. TCP,
+/// established: the last acknowledgement number of this direction. UDP: the set epoch at which the
+/// backend was last seen to serve.
+#[repr(transparent)]
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub struct Note(pub u64);
+
+#[expect(clippy::cast_possible_truncation, reason = "fields of a word")]
+impl Note {
+    /// Packs a note.
+    #[inline(always)]
+    pub const fn new(identity: u32, value: u32) -> Self {
+        Self(((identity as u64) << 32) | value as u64)
+    }
+
+    /// The number.
+    #[inline(always)]
+    pub const fn value(self) -> u32 {
+        self.0 as u32
+    }
+}
+
+wire! {
+    /// One direction of an IPv4 flow. 64 bytes of hash element, key included: one cache line.
+    pub struct Entry4 {
+        /// [`Head`].
+        pub head: u64,
+        /// [`Route`].
+        pub route: u64,
+        /// [`Note`].
+        pub note: u64,
+        /// Source address to write.
+        pub source: Addr4,
+        /// Destination address to write.
+        pub destination: Addr4,
+        /// Source port to write.
+        pub source_port: Be16,
+        /// Destination port to write.
+        pub destination_port: Be16,
+        /// Bits of [`flag`].
+        pub flags: u32,
+        /// Backend id.
+        pub backend: u32,
+        /// Service-port id.
+        pub service: u32,
+    }
+}
+
+wire! {
+    /// One direction of an IPv6 flow.
+    pub struct Entry6 {
+        /// [`Head`].
+        pub head: u64,
+        /// [`Route`].
+        pub route: u64,
+        /// [`Note`].
+        pub note: u64,
+        /// Source address to write.
+        pub source: Addr6,
+        /// Destination address to write.
+        pub destination: Addr6,
+        /// Source port to write.
+        pub source_port: Be16,
+        /// Destination port to write.
+        pub destination_port: Be16,
+        /// Bits of [`flag`].
+        pub flags: u32,
+        /// Backend id.
+        pub backend: u32,
+        /// Service-port id.
+        pub service: u32,
+    }
+}
+
+/// Bits of [`Entry4::flags`] and [`Entry6::flags`].
+pub mod flag {
+    /// Backend to client.
+    pub const REVERSE: u32 = 1;
+    /// The client's address is replaced too.
+    pub const FULL_NAT: u32 = 1 << 1;
+    /// The backend is the node itself: forward packets go to the stack, replies are met at egress.
+    pub const HOST: u32 = 1 << 2;
+    /// The backend is a pod of this node.
+    pub const LOCAL: u32 = 1 << 3;
+}
+
+wire! {
+    /// A closed IPv4 flow waiting to leave the table, element of `CLOSING_V4`.
+    pub struct Closing4 {
+        /// Key of the forward half.
+        pub flow: Flow4,
+        /// Identity of the flow.
+        pub identity: u32,
+        /// Tick of the close.
+        pub since: u32,
+    }
+}
+
+wire! {
+    /// A closed IPv6 flow waiting to leave the table, element of `CLOSING_V6`.
+    pub struct Closing6 {
+        /// Key of the forward half.
+        pub flow: Flow6,
+        /// Identity of the flow.
+        pub identity: u32,
+        /// Tick of the close.
+        pub since: u32,
+    }
+}
+
+wire! {
+    /// One record of the input of `lb_expire`, IPv4: a half and the head the agent saw.
+    pub struct Idle4 {
+        /// Key of the half.
+        pub flow: Flow4,
+        /// The head the agent read: the half is left alone if it changed since.
+        pub head: u64,
+    }
+}
+
+wire! {
+    /// One record of the input of `lb_expire`, IPv6.
+    pub struct Idle6 {
+        /// Key of the half.
+        pub flow: Flow6,
+        /// The head the agent read: the half is left alone if it changed since.
+        pub head: u64,
+    }
+}
+
+/// Bits of the TCP flags byte.
+pub mod tcp_flag {
+    /// FIN.
+    pub const FIN: u8 = 0x01;
+    /// SYN.
+    pub const SYN: u8 = 0x02;
+    /// RST.
+    pub const RST: u8 = 0x04;
+    /// ACK.
+    pub const ACK: u8 = 0x10;
+}
+
+/// What a TCP segment means to a flow, in the order in which the flags win.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Segment {
+    /// RST, with or without anything else.
+    Reset,
+    /// SYN without ACK: asks for a connection.
+    Syn,
+    /// SYN and ACK: answers one.
+    SynAck,
+    /// FIN: this direction ends.
+    Fin,
+    /// Anything else.
+    Data,
+}
+
+impl Segment {
+    /// Reads the flags byte of a TCP header.
+    #[inline(always)]
+    pub const fn of(flags: u8) -> Self {
+        if flags & tcp_flag::RST != 0 {
+            Self::Reset
+        } else if flags & tcp_flag::SYN != 0 {
+            if flags & tcp_flag::ACK != 0 { Self::SynAck } else { Self::Syn }
+        } else if flags & tcp_flag::FIN != 0 {
+            Self::Fin
+        } else {
+            Self::Data
+        }
+    }
+}
+
+/// The states of a flow's two halves after a segment: of the half it belongs to, and of its peer.
+///
+/// `plausible` says whether an RST's sequence number lies near what the peer last acknowledged; an
+/// RST that does not changes nothing (RFC 5961, section 3, in spirit). Only for flows in `FLOWS_*`.
+#[inline(always)]
+pub const fn step(own: u8, peer: u8, segment: Segment, plausible: bool) -> (u8, u8) {
+    use state::{CLOSED, ESTABLISHED, FIN, RESET, base};
+    let (own, peer) = (base(own), base(peer));
+    match (segment, own) {
+        (Segment::Reset, CLOSED) => (CLOSED, peer),
+        (Segment::Reset, _) if plausible => (RESET, RESET),
+        (Segment::Fin, ESTABLISHED | FIN) => match peer {
+            FIN | CLOSED => (CLOSED, CLOSED),
+            _ => (FIN, peer),
+        },
+        // Whoever got a true RST sends nothing more.
+        (Segment::Data | Segment::Fin, RESET) => (ESTABLISHED, ESTABLISHED),
+        _ => (own, peer),
+    }
+}
+
+/// Furthest distance of an RST's sequence number from the peer's noted acknowledgement, in bytes.
+///
+/// The note is up to a tick old, hence not the receive window but what a tick can carry.
+pub const RESET_WINDOW: u32 = 1 << 28;
+
+/// Whether a reset with sequence number `sequence` may close a flow whose peer noted `acknowledged`.
+#[inline(always)]
+pub const fn reset_is_plausible(sequence: u32, acknowledged: u32) -> bool {
+    let ahead = sequence.wrapping_sub(acknowledged);
+    ahead < RESET_WINDOW || ahead.wrapping_neg() < RESET_WINDOW
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{
+        state::{CLOSED, CONDEMNED, ESTABLISHED, FIN, RESET},
+        *,
+    };
+
+    #[test]
+    fn words_keep_their_fields_apart() {
+        let head = Head::new(0xdead_beef, state::FIN | CONDEMNED, 0x01ff_fffe);
+        assert_eq!(head.identity(), 0xdead_beef);
+        assert_eq!(head.state(), state::FIN | CONDEMNED);
+        assert_eq!(head.stamp(), 0x00ff_fffe);
+        let route = Route::new(0x1_2345, 0xfffe, 9_000, 77);
+        assert_eq!((route.next_hop(), route.mtu(), route.generation()), (0xfffe, 9_000, 77));
+        assert_eq!(Route::new(1, 2, 70_000, 3).mtu(), u16::MAX);
+        assert_eq!(Note::new(9, 0x8000_0001).value(), 0x8000_0001);
+    }
+
+    #[test]
+    fn ticks_wrap() {
+        assert_eq!(ticks_since(5, 0x00ff_fffe), 7);
+        assert_eq!(ticks_since(7, 7), 0);
+    }
+
+    #[test]
+    fn entry_sizes_decide_the_memory_per_flow() {
+        // The kernel's element is 48 bytes of header, the key and the value.
+        assert_eq!(48 + size_of::<Flow4>() + size_of::<Entry4>(), 112);
+        assert_eq!(48 + size_of::<Flow6>() + size_of::<Entry6>(), 160);
+    }
+
+    #[test]
+    fn segments_are_read_from_flags() {
+        for (flags, expected) in [
+            (0x02, Segment::Syn),
+            (0x12, Segment::SynAck),
+            (0x10, Segment::Data),
+            (0x18, Segment::Data),
+            (0x11, Segment::Fin),
+            (0x04, Segment::Reset),
+            (0x14, Segment::Reset),
+            (0x06, Segment::Reset),
+            (0x00, Segment::Data),
+        ] {
+            assert_eq!(Segment::of(flags), expected, "{flags:#04x}");
+        }
+    }
+
+    #[test]
+    fn the_life_of_a_connection() {
+        for (name, own, peer, segment, plausible, expected) in [
+            ("data changes nothing", ESTABLISHED, ESTABLISHED, Segment::Data, true, (3, 3)),
+            ("first FIN", ESTABLISHED, ESTABLISHED, Segment::Fin, true, (FIN, ESTABLISHED)),
+            ("second FIN", ESTABLISHED, FIN, Segment::Fin, true, (CLOSED, CLOSED)),
+            ("FIN repeated", FIN, ESTABLISHED, Segment::Fin, true, (FIN, ESTABLISHED)),
+            ("FIN of the closed", CLOSED, CLOSED, Segment::Fin, true, (CLOSED, CLOSED)),
+            ("last ACK", CLOSED, CLOSED, Segment::Data, true, (CLOSED, CLOSED)),
+            ("reset", ESTABLISHED, ESTABLISHED, Segment::Reset, true, (RESET, RESET)),
+            ("blind reset", ESTABLISHED, ESTABLISHED, Segment::Reset, false, (3, 3)),
+            ("reset after half close", FIN, ESTABLISHED, Segment::Reset, true, (RESET, RESET)),
+            ("data after a reset", RESET, RESET, Segment::Data, true, (3, 3)),
+            ("SYN on a live flow", ESTABLISHED, ESTABLISHED, Segment::Syn, true, (3, 3)),
+            ("a condemned half revives", 3 | CONDEMNED, 3, Segment::Data, true, (3, 3)),
+        ] {
+            assert_eq!(step(own, peer, segment, plausible), expected, "{name}");
+        }
+    }
+
+    #[test]
+    fn resets_far_from_the_acknowledged_are_implausible() {
+        assert!(reset_is_plausible(1_000, 1_000));
+        assert!(reset_is_plausible(0xffff_ff00, 10));
+        assert!(reset_is_plausible(10, 0xffff_ff00));
+        assert!(!reset_is_plausible(0x8000_0000, 0));
+        assert!(!reset_is_plausible(RESET_WINDOW, 0));
+    }
+}
