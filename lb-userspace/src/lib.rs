@@ -6,4 +6,5 @@
 //! ```
 
 pub mod dataplane;
+pub mod kernel;
 pub mod tables;
