@@ -1,1 +1,12 @@
-//! placeholder
+//! Fixtures of the tests which need the kernel: packets, programs under test, namespaces.
+//!
+//! The tests themselves are in `tests/`: `packet_*.rs` run single packets through the programs,
+//! `netns_*.rs` run the agent and real clients in network namespaces.
+
+#![expect(
+    clippy::missing_panics_doc,
+    reason = "a fixture that fails its test panics"
+)]
+
+pub mod packet;
+pub mod pcap;
