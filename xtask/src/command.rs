@@ -98,6 +98,19 @@ pub(crate) fn is_root() -> bool {
     output(Command::new("id").arg("-u")).is_ok_and(|id| id.trim() == "0")
 }
 
+/// Whether pins can be made: a BPF file system is at `/sys/fs/bpf`, or can be mounted there.
+pub(crate) fn has_bpffs() -> bool {
+    let mounted = || {
+        std::fs::read_to_string("/proc/mounts").is_ok_and(|mounts| {
+            mounts
+                .lines()
+                .any(|line| line.contains(" /sys/fs/bpf bpf "))
+        })
+    };
+    mounted()
+        || run(Command::new("mount").args(["-t", "bpf", "bpf", "/sys/fs/bpf"])).is_ok() && mounted()
+}
+
 fn is_program(file: &Path) -> bool {
     use std::os::unix::fs::PermissionsExt as _;
     file.metadata()

@@ -71,6 +71,12 @@ pub(crate) fn build(features: &[String]) -> Result<PathBuf> {
 }
 
 impl Compiler {
+    fn has_clippy(&self) -> bool {
+        // Debian's package has none, and the stable clippy cannot read what its compiler wrote.
+        matches!(self, Self::Rustup(_))
+            && command::output(self.cargo("clippy").arg("--version")).is_ok()
+    }
+
     fn rustc(&self) -> Command {
         let mut rustc = match self {
             Self::Rustup(name) => {
@@ -108,6 +114,28 @@ impl Compiler {
             .arg(subcommand);
         cargo
     }
+}
+
+/// Lints the data path: with clippy where the compiler has it, else by the compiler's warnings.
+///
+/// # Errors
+/// A lint fires, or no compiler fits.
+pub(crate) fn lint() -> Result<()> {
+    let compiler = compiler()?;
+    let linker = command::find("bpf-linker").context("bpf-linker is missing after setup")?;
+    let subcommand = if compiler.has_clippy() {
+        "clippy"
+    } else {
+        eprintln!("lint: no clippy for the compiler of lb-ebpf, its warnings alone are checked");
+        "check"
+    };
+    let mut cargo = compiler.cargo(subcommand);
+    cargo
+        .env("CARGO_ENCODED_RUSTFLAGS", flags(&linker))
+        .env("CARGO_BUILD_WARNINGS", "deny")
+        .args(["--release", "--package", "lb-ebpf", "--target", TARGET])
+        .args(["--all-features", "-Z", "build-std=core", "-Z", "warnings"]);
+    command::run(&mut cargo)
 }
 
 /// Whether some compiler on this machine can build the data path.

@@ -8,10 +8,14 @@
     reason = "a task runner's results are its standard output"
 )]
 
+mod bench;
 mod command;
+mod compile;
 mod ebpf;
+mod lint;
 mod object;
 mod setup;
+mod test;
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -36,6 +40,38 @@ enum Task {
         #[arg(long)]
         features: Vec<String>,
     },
+    /// Compile the data path, lb-agent and lbctl
+    Build {
+        /// With optimisation
+        #[arg(long)]
+        release: bool,
+    },
+    /// Check format, lints and licences
+    Lint,
+    /// Run the tests
+    Test {
+        /// Only this tier
+        #[arg(long, value_enum)]
+        only: Option<test::Tier>,
+        /// Passed to the test programs: a part of test names, or their options
+        #[arg(last = true)]
+        filter: Vec<String>,
+    },
+    /// Measure the data path
+    Bench {
+        #[command(subcommand)]
+        what: Bench,
+    },
+}
+
+#[derive(Subcommand)]
+enum Bench {
+    /// Time per packet, in the kernel, without a network
+    Micro {
+        /// Write the rows to this file too, as JSON
+        #[arg(long)]
+        json: Option<PathBuf>,
+    },
 }
 
 fn main() -> ExitCode {
@@ -44,6 +80,15 @@ fn main() -> ExitCode {
         Task::BuildEbpf { features } => ebpf::build(&features).map(|object| {
             println!("{}", object.display());
         }),
+        Task::Build { release } => compile::build(release).map(|programs| {
+            println!("{}", programs.agent.display());
+            println!("{}", programs.lbctl.display());
+        }),
+        Task::Lint => lint::lint(),
+        Task::Test { only, filter } => test::test(only, &filter),
+        Task::Bench {
+            what: Bench::Micro { json },
+        } => bench::micro(json.as_deref()),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

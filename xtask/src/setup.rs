@@ -56,7 +56,6 @@ const NETWORK: &[Need] = &[
     program("nft", "nftables"),
     program("iptables", "iptables"),
     program("tcpdump", "tcpdump"),
-    program("nginx", "nginx-light"),
     program("psql", "postgresql-client"),
     file("/usr/lib/postgresql", "postgresql"),
 ];
@@ -210,6 +209,9 @@ fn apt(arguments: &[&str]) -> Result<()> {
         sudo.args(["--non-interactive", "apt-get"]);
         sudo
     };
-    apt.env("DEBIAN_FRONTEND", "noninteractive").args(arguments);
+    apt.env("DEBIAN_FRONTEND", "noninteractive")
+        // Packages of servers would start them; the tests start their own, in namespaces.
+        .env("RUNLEVEL", "1")
+        .args(arguments);
     command::run(&mut apt)
 }

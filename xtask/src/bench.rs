@@ -1,0 +1,27 @@
+//! Benchmarks of the data path.
+
+use std::path::Path;
+
+use anyhow::Result;
+
+use crate::{command, ebpf};
+
+/// Time per packet and case, in `BPF_PROG_TEST_RUN`.
+///
+/// The runner is the program `bench-micro` of lb-tests; it loads the object compiled with the
+/// wrapper programs that restore the packet between runs.
+///
+/// # Errors
+/// A compilation or the runner fails.
+pub(crate) fn micro(json: Option<&Path>) -> Result<()> {
+    ebpf::build(&[])?;
+    let object = ebpf::build(&["bench".to_owned()])?;
+    let mut cargo = command::cargo();
+    cargo.args(["run", "--release", "--package", "lb-tests"]);
+    cargo.args(["--bin", "bench-micro", "--", "--object"]);
+    cargo.arg(object);
+    if let Some(json) = json {
+        cargo.arg("--json").arg(json);
+    }
+    command::run(&mut cargo)
+}
