@@ -1,0 +1,502 @@
+//! Maps: single elements, batches, queues, per-CPU values.
+
+use std::{
+    io,
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
+    path::Path,
+};
+
+use lb_common::wire::Wire;
+
+use super::{
+    address, address_mut, bpf, command, invalid, open_pinned, possible_cpus, raw, slice, slice_mut,
+    zeroed,
+};
+
+/// Elements asked for in one batch call: large enough to make the call cheap, small enough for L2.
+const BATCH: usize = 4096;
+/// The kernel's `ENOTSUPP`, which libc does not know: a map type without the operation.
+const ENOTSUPP: i32 = 524;
+
+/// What the kernel says a map is.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct MapInfo {
+    /// `enum bpf_map_type`.
+    pub kind: u32,
+    /// Kernel id of the map.
+    pub id: u32,
+    /// Bytes of a key; 0 for queues.
+    pub key_size: u32,
+    /// Bytes of a value (of one CPU's value in a per-CPU map).
+    pub value_size: u32,
+    /// Capacity.
+    pub max_entries: u32,
+    /// `BPF_F_*` flags the map was created with.
+    pub flags: u32,
+}
+
+impl MapInfo {
+    /// `BPF_MAP_TYPE_HASH`.
+    pub const HASH: u32 = 1;
+    /// `BPF_MAP_TYPE_ARRAY`.
+    pub const ARRAY: u32 = 2;
+    /// `BPF_MAP_TYPE_PERCPU_HASH`.
+    pub const PERCPU_HASH: u32 = 5;
+    /// `BPF_MAP_TYPE_PERCPU_ARRAY`.
+    pub const PERCPU_ARRAY: u32 = 6;
+    /// `BPF_MAP_TYPE_LRU_HASH`.
+    pub const LRU_HASH: u32 = 9;
+    /// `BPF_MAP_TYPE_LRU_PERCPU_HASH`.
+    pub const LRU_PERCPU_HASH: u32 = 10;
+    /// `BPF_MAP_TYPE_LPM_TRIE`.
+    pub const LPM_TRIE: u32 = 11;
+    /// `BPF_MAP_TYPE_QUEUE`.
+    pub const QUEUE: u32 = 22;
+    /// `BPF_F_NO_PREALLOC`.
+    pub const NO_PREALLOC: u32 = 1;
+    /// `BPF_F_MMAPABLE`.
+    pub const MMAPABLE: u32 = 1 << 10;
+
+    /// Whether each CPU has a value of its own.
+    pub const fn is_per_cpu(&self) -> bool {
+        matches!(
+            self.kind,
+            Self::PERCPU_HASH | Self::PERCPU_ARRAY | Self::LRU_PERCPU_HASH
+        )
+    }
+
+    /// Bytes from one element of a mapped array to the next.
+    pub(super) const fn stride(&self) -> usize {
+        (self.value_size as usize).next_multiple_of(8)
+    }
+}
+
+/// An open map. Dropping it closes the descriptor; a pinned map lives on.
+#[derive(Debug)]
+pub struct Map {
+    fd: OwnedFd,
+    info: MapInfo,
+}
+
+impl AsFd for Map {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+}
+
+impl Map {
+    /// Opens a map pinned on a BPF file system.
+    ///
+    /// # Errors
+    ///
+    /// Whatever the kernel says, `NotFound` for a missing pin.
+    pub fn open_pinned(path: &Path) -> io::Result<Self> {
+        Self::from_fd(open_pinned(path)?)
+    }
+
+    /// Takes over a descriptor of a map.
+    ///
+    /// # Errors
+    ///
+    /// If the descriptor is not a map's.
+    pub fn from_fd(fd: OwnedFd) -> io::Result<Self> {
+        let info = map_info(fd.as_fd())?;
+        Ok(Self { fd, info })
+    }
+
+    /// What the kernel says the map is, as of opening.
+    pub const fn info(&self) -> &MapInfo {
+        &self.info
+    }
+
+    /// Another descriptor of the same map.
+    ///
+    /// # Errors
+    ///
+    /// If the process has no descriptor left.
+    pub fn try_clone(&self) -> io::Result<Self> {
+        Ok(Self {
+            fd: self.fd.try_clone()?,
+            info: self.info.clone(),
+        })
+    }
+
+    /// Reads one element of a map that is not per-CPU.
+    ///
+    /// # Errors
+    ///
+    /// If key or value have another size than the map's. A missing key is `Ok(None)`.
+    pub fn lookup<K: Wire, V: Wire>(&self, key: &K) -> io::Result<Option<V>> {
+        self.check::<K>()?;
+        self.check_value::<V>()?;
+        let mut value = zeroed::<V>();
+        let mut attr = self.element(address(key), address_mut(&mut value), 0);
+        // SAFETY: key and value point to buffers of the sizes the kernel uses for this map.
+        found(unsafe { bpf(command::LOOKUP_ELEM, &mut attr) }).map(|found| found.then_some(value))
+    }
+
+    /// Reads one element of a per-CPU map: one value for each possible CPU.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::lookup`].
+    pub fn lookup_per_cpu<K: Wire, V: Wire>(&self, key: &K) -> io::Result<Option<Vec<V>>> {
+        self.check::<K>()?;
+        let cpus = self.check_per_cpu::<V>()?;
+        let mut values = vec![zeroed::<V>(); cpus];
+        let mut attr = self.element(address(key), slice_mut(&mut values), 0);
+        // SAFETY: `values` holds one value for each possible CPU, each a multiple of 8 bytes.
+        found(unsafe { bpf(command::LOOKUP_ELEM, &mut attr) }).map(|found| found.then_some(values))
+    }
+
+    /// Writes one element, whether or not it exists.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::lookup`], and `E2BIG` for a full map.
+    pub fn update<K: Wire, V: Wire>(&self, key: &K, value: &V) -> io::Result<()> {
+        self.check::<K>()?;
+        self.check_value::<V>()?;
+        let mut attr = self.element(address(key), address(value), 0);
+        // SAFETY: key and value point to buffers of the sizes the kernel uses for this map.
+        unsafe { bpf(command::UPDATE_ELEM, &mut attr) }.map(drop)
+    }
+
+    /// Removes one element; false if it was not there.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::lookup`].
+    pub fn delete<K: Wire>(&self, key: &K) -> io::Result<bool> {
+        self.check::<K>()?;
+        let mut attr = self.element(address(key), 0, 0);
+        // SAFETY: key points to a buffer of the size the kernel uses for this map.
+        found(unsafe { bpf(command::DELETE_ELEM, &mut attr) })
+    }
+
+    /// Appends to a queue.
+    ///
+    /// # Errors
+    ///
+    /// `E2BIG` if the queue is full.
+    pub fn push<V: Wire>(&self, value: &V) -> io::Result<()> {
+        self.check_value::<V>()?;
+        let mut attr = self.element(0, address(value), 0);
+        // SAFETY: a queue has no key; value points to a buffer of the map's value size.
+        unsafe { bpf(command::UPDATE_ELEM, &mut attr) }.map(drop)
+    }
+
+    /// Takes the oldest element of a queue; `None` if the queue is empty.
+    ///
+    /// # Errors
+    ///
+    /// If the map is no queue or its elements have another size.
+    pub fn pop<V: Wire>(&self) -> io::Result<Option<V>> {
+        self.check_value::<V>()?;
+        let mut value = zeroed::<V>();
+        let mut attr = self.element(0, address_mut(&mut value), 0);
+        // SAFETY: a queue has no key; value points to a buffer of the map's value size.
+        let popped = found(unsafe { bpf(command::LOOKUP_AND_DELETE_ELEM, &mut attr) })?;
+        Ok(popped.then_some(value))
+    }
+
+    /// Lends every element to `visit`, in batches. Elements written meanwhile may be missed, and
+    /// those of a hash that moves may be seen twice.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::lookup`].
+    pub fn for_each_batch<K: Wire, V: Wire>(
+        &self,
+        mut visit: impl FnMut(&[K], &[V]),
+    ) -> io::Result<()> {
+        self.check::<K>()?;
+        self.check_value::<V>()?;
+        self.batches(1, &mut visit)
+    }
+
+    /// Reads every element; see [`Self::for_each_batch`].
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::lookup`].
+    pub fn read_all<K: Wire, V: Wire>(&self) -> io::Result<Vec<(K, V)>> {
+        let mut all = Vec::new();
+        self.for_each_batch::<K, V>(|keys, values| {
+            all.extend(keys.iter().copied().zip(values.iter().copied()));
+        })?;
+        Ok(all)
+    }
+
+    /// Lends every element of a per-CPU array to `visit`: index, and one value for each CPU.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::lookup`].
+    pub fn for_each_per_cpu<V: Wire>(&self, mut visit: impl FnMut(u32, &[V])) -> io::Result<()> {
+        self.check::<u32>()?;
+        let cpus = self.check_per_cpu::<V>()?;
+        self.batches(cpus, &mut |keys: &[u32], values: &[V]| {
+            for (key, values) in keys.iter().zip(values.chunks_exact(cpus)) {
+                visit(*key, values);
+            }
+        })
+    }
+
+    /// Writes many elements in as few calls as the kernel allows.
+    ///
+    /// # Errors
+    ///
+    /// The first failure; elements before it are written. `keys` and `values` must have one length.
+    pub fn update_batch<K: Wire, V: Wire>(&self, keys: &[K], values: &[V]) -> io::Result<()> {
+        self.check::<K>()?;
+        self.check_value::<V>()?;
+        if keys.len() != values.len() {
+            return Err(invalid(format!(
+                "{} keys, {} values",
+                keys.len(),
+                values.len()
+            )));
+        }
+        for (keys, values) in keys.chunks(BATCH).zip(values.chunks(BATCH)) {
+            let mut attr = self.batch(slice(keys), slice(values), keys.len());
+            // SAFETY: both arrays hold `count` elements of the sizes the kernel uses.
+            match unsafe { bpf(command::UPDATE_BATCH, &mut attr) } {
+                Ok(_) => {}
+                Err(error) if is_unsupported(&error) => {
+                    for (key, value) in keys.iter().zip(values) {
+                        self.update(key, value)?;
+                    }
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
+    }
+
+    /// Removes many elements; missing ones are not an error.
+    ///
+    /// # Errors
+    ///
+    /// The first other failure; elements before it are removed.
+    pub fn delete_batch<K: Wire>(&self, keys: &[K]) -> io::Result<()> {
+        self.check::<K>()?;
+        let mut rest = keys;
+        while !rest.is_empty() {
+            let chunk = rest.get(..BATCH.min(rest.len())).unwrap_or(rest);
+            let mut attr = self.batch(slice(chunk), 0, chunk.len());
+            // SAFETY: the array holds `count` keys of the size the kernel uses.
+            let result = unsafe { bpf(command::DELETE_BATCH, &mut attr) };
+            let done = (attr.count as usize).min(chunk.len());
+            match result {
+                Ok(_) => rest = rest.get(chunk.len()..).unwrap_or_default(),
+                // The kernel stops at a missing key and tells how many it did before it.
+                Err(error) if error.raw_os_error() == Some(libc::ENOENT) => {
+                    rest = rest.get(done + 1..).unwrap_or_default();
+                }
+                Err(error) if is_unsupported(&error) => {
+                    for key in chunk {
+                        self.delete(key)?;
+                    }
+                    rest = rest.get(chunk.len()..).unwrap_or_default();
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
+    }
+
+    /// Walks the map by batch calls, else key by key. `per_key` values belong to each key.
+    fn batches<K: Wire, V: Wire>(
+        &self,
+        per_key: usize,
+        visit: &mut impl FnMut(&[K], &[V]),
+    ) -> io::Result<()> {
+        let mut room = BATCH.min(self.info.max_entries as usize).max(64);
+        let mut keys = vec![zeroed::<K>(); room];
+        let mut values = vec![zeroed::<V>(); room * per_key];
+        // The kernel keeps its place here: a bucket number, or a whole key.
+        let mut place = vec![0_u64; size_of::<K>().div_ceil(8).max(1)];
+        let mut next = place.clone();
+        let mut first = true;
+        loop {
+            let mut attr = self.batch(slice_mut(&mut keys), slice_mut(&mut values), room);
+            attr.in_batch = if first { 0 } else { slice_mut(&mut place) };
+            attr.out_batch = slice_mut(&mut next);
+            // SAFETY: the arrays hold `room` keys and the values that belong to them; both places
+            // hold at least a key and at least the four bytes of a bucket number.
+            let result = unsafe { bpf(command::LOOKUP_BATCH, &mut attr) };
+            let count = (attr.count as usize).min(room);
+            let end = match result {
+                Ok(_) => false,
+                Err(error) => match error.raw_os_error() {
+                    Some(libc::ENOENT) => true,
+                    Some(libc::EINTR | libc::EAGAIN) => continue,
+                    // One bucket holds more than there is room for.
+                    Some(libc::ENOSPC) => {
+                        room *= 2;
+                        keys.resize(room, zeroed());
+                        values.resize(room * per_key, zeroed());
+                        continue;
+                    }
+                    _ if first && is_unsupported(&error) => {
+                        return self.one_by_one(per_key, visit);
+                    }
+                    _ => return Err(error),
+                },
+            };
+            if let (Some(keys), Some(values)) = (keys.get(..count), values.get(..count * per_key)) {
+                visit(keys, values);
+            }
+            if end {
+                return Ok(());
+            }
+            std::mem::swap(&mut place, &mut next);
+            first = false;
+        }
+    }
+
+    /// Walks the map key by key, at most twice its capacity: under churn a walk may start over.
+    fn one_by_one<K: Wire, V: Wire>(
+        &self,
+        per_key: usize,
+        visit: &mut impl FnMut(&[K], &[V]),
+    ) -> io::Result<()> {
+        let mut values = vec![zeroed::<V>(); per_key];
+        let mut key: Option<K> = None;
+        for _ in 0..u64::from(self.info.max_entries) * 2 {
+            let mut following = zeroed::<K>();
+            let previous = key.as_ref().map_or(0, address);
+            let mut attr = self.element(previous, address_mut(&mut following), 0);
+            // SAFETY: both keys have the size the kernel uses, or the first is null: "the first".
+            if !found(unsafe { bpf(command::GET_NEXT_KEY, &mut attr) })? {
+                return Ok(());
+            }
+            let mut attr = self.element(address(&following), slice_mut(&mut values), 0);
+            // SAFETY: `values` holds as many values as belong to one key.
+            if found(unsafe { bpf(command::LOOKUP_ELEM, &mut attr) })? {
+                visit(&[following], &values);
+            }
+            key = Some(following);
+        }
+        Ok(())
+    }
+
+    fn check<K: Wire>(&self) -> io::Result<()> {
+        same_size("key", size_of::<K>(), self.info.key_size as usize)
+    }
+
+    fn check_value<V: Wire>(&self) -> io::Result<()> {
+        if self.info.is_per_cpu() {
+            return Err(invalid("the map is per-CPU".to_owned()));
+        }
+        same_size("value", size_of::<V>(), self.info.value_size as usize)
+    }
+
+    /// Number of possible CPUs, if `V` is this per-CPU map's value and needs no rounding up.
+    fn check_per_cpu<V: Wire>(&self) -> io::Result<usize> {
+        if !self.info.is_per_cpu() {
+            return Err(invalid("the map is not per-CPU".to_owned()));
+        }
+        same_size("value", size_of::<V>(), self.info.stride())?;
+        possible_cpus()
+    }
+
+    fn element(&self, key: u64, value: u64, flags: u64) -> ElementAttr {
+        ElementAttr {
+            map_fd: raw(self.as_fd()),
+            padding: 0,
+            key,
+            value,
+            flags,
+        }
+    }
+
+    fn batch(&self, keys: u64, values: u64, count: usize) -> BatchAttr {
+        BatchAttr {
+            in_batch: 0,
+            out_batch: 0,
+            keys,
+            values,
+            count: u32::try_from(count).unwrap_or(u32::MAX),
+            map_fd: raw(self.as_fd()),
+            elem_flags: 0,
+            flags: 0,
+        }
+    }
+}
+
+fn map_info(fd: BorrowedFd<'_>) -> io::Result<MapInfo> {
+    let mut words = [0_u32; 20];
+    let mut attr = InfoAttr {
+        bpf_fd: raw(fd),
+        info_len: u32::try_from(size_of_val(&words)).unwrap_or(0),
+        info: slice_mut(&mut words),
+    };
+    // SAFETY: `words` covers `info_len` bytes; the kernel writes at most that.
+    unsafe { bpf(command::OBJ_GET_INFO_BY_FD, &mut attr) }?;
+    let [kind, id, key_size, value_size, max_entries, flags, ..] = words;
+    Ok(MapInfo {
+        kind,
+        id,
+        key_size,
+        value_size,
+        max_entries,
+        flags,
+    })
+}
+
+/// `union bpf_attr`, `BPF_MAP_*_ELEM`.
+#[repr(C)]
+struct ElementAttr {
+    map_fd: u32,
+    padding: u32,
+    key: u64,
+    value: u64,
+    flags: u64,
+}
+
+/// `union bpf_attr`, `BPF_MAP_*_BATCH`.
+#[repr(C)]
+struct BatchAttr {
+    in_batch: u64,
+    out_batch: u64,
+    keys: u64,
+    values: u64,
+    count: u32,
+    map_fd: u32,
+    elem_flags: u64,
+    flags: u64,
+}
+
+/// `union bpf_attr`, `BPF_OBJ_GET_INFO_BY_FD`.
+#[repr(C)]
+struct InfoAttr {
+    bpf_fd: u32,
+    info_len: u32,
+    info: u64,
+}
+
+fn found(result: io::Result<libc::c_long>) -> io::Result<bool> {
+    match result {
+        Ok(_) => Ok(true),
+        Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+fn is_unsupported(error: &io::Error) -> bool {
+    matches!(
+        error.raw_os_error(),
+        Some(libc::EINVAL | libc::EOPNOTSUPP | ENOTSUPP)
+    )
+}
+
+fn same_size(what: &str, ours: usize, kernels: usize) -> io::Result<()> {
+    if ours == kernels {
+        return Ok(());
+    }
+    Err(invalid(format!(
+        "a {what} of {ours} bytes for a map with {kernels}"
+    )))
+}
