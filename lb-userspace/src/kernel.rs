@@ -19,11 +19,13 @@ use std::{
 use lb_common::wire::Wire;
 
 pub use self::{
+    link::{Hook, Link, LinkInfo, program_id},
     map::{Map, MapInfo},
     mapping::Mapping,
     run::{LIVE_FRAMES, TestRun, TestRunOutput, test_run},
 };
 
+mod link;
 mod map;
 mod mapping;
 mod run;
@@ -104,6 +106,8 @@ mod command {
     pub(super) const OBJ_GET: u32 = 7;
     pub(super) const PROG_TEST_RUN: u32 = 10;
     pub(super) const OBJ_GET_INFO_BY_FD: u32 = 15;
+    pub(super) const LINK_CREATE: u32 = 28;
+    pub(super) const LINK_UPDATE: u32 = 29;
     pub(super) const LOOKUP_AND_DELETE_ELEM: u32 = 21;
     pub(super) const LOOKUP_BATCH: u32 = 24;
     pub(super) const UPDATE_BATCH: u32 = 26;
@@ -116,6 +120,14 @@ struct ObjectAttr {
     pathname: u64,
     bpf_fd: u32,
     file_flags: u32,
+}
+
+/// `union bpf_attr`, `BPF_OBJ_GET_INFO_BY_FD`.
+#[repr(C)]
+struct InfoAttr {
+    bpf_fd: u32,
+    info_len: u32,
+    info: u64,
 }
 
 /// Calls bpf(2).
@@ -139,6 +151,18 @@ unsafe fn bpf<A>(command: u32, attr: &mut A) -> io::Result<libc::c_long> {
     } else {
         Ok(result)
     }
+}
+
+/// Asks for the description of a map, program or link.
+fn object_info(object: BorrowedFd<'_>, words: &mut [u32]) -> io::Result<()> {
+    let length = u32::try_from(size_of_val(words)).map_err(|error| invalid(error.to_string()))?;
+    let mut attr = InfoAttr {
+        bpf_fd: raw(object),
+        info_len: length,
+        info: slice_mut(words),
+    };
+    // SAFETY: `words` covers `length` bytes; the kernel writes at most that.
+    unsafe { bpf(command::OBJ_GET_INFO_BY_FD, &mut attr) }.map(drop)
 }
 
 /// A value of zeros.

@@ -428,13 +428,7 @@ impl Map {
 
 fn map_info(fd: BorrowedFd<'_>) -> io::Result<MapInfo> {
     let mut words = [0_u32; 20];
-    let mut attr = InfoAttr {
-        bpf_fd: raw(fd),
-        info_len: u32::try_from(size_of_val(&words)).unwrap_or(0),
-        info: slice_mut(&mut words),
-    };
-    // SAFETY: `words` covers `info_len` bytes; the kernel writes at most that.
-    unsafe { bpf(command::OBJ_GET_INFO_BY_FD, &mut attr) }?;
+    super::object_info(fd, &mut words)?;
     let [kind, id, key_size, value_size, max_entries, flags, ..] = words;
     Ok(MapInfo {
         kind,
@@ -467,14 +461,6 @@ struct BatchAttr {
     map_fd: u32,
     elem_flags: u64,
     flags: u64,
-}
-
-/// `union bpf_attr`, `BPF_OBJ_GET_INFO_BY_FD`.
-#[repr(C)]
-struct InfoAttr {
-    bpf_fd: u32,
-    info_len: u32,
-    info: u64,
 }
 
 fn found(result: io::Result<libc::c_long>) -> io::Result<bool> {

@@ -1,0 +1,167 @@
+//! Links: what holds a program at its hook, and can be pinned and updated in one step.
+//!
+//! aya's own attach falls back to netlink when the kernel refuses a link, and such an attachment can
+//! neither be pinned nor replaced atomically. These calls make a link or fail.
+
+use std::{
+    io,
+    os::fd::{AsFd, BorrowedFd, FromRawFd as _, OwnedFd},
+};
+
+use super::{bpf, command, invalid, raw};
+
+/// Where a network program is attached.
+#[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+pub enum Hook {
+    /// XDP in the driver.
+    XdpNative,
+    /// XDP on socket buffers, before TCX.
+    XdpGeneric,
+    /// TCX, packets coming in.
+    TcxIngress,
+    /// TCX, packets going out.
+    TcxEgress,
+}
+
+impl Hook {
+    /// `enum bpf_attach_type`.
+    const fn attach_type(self) -> u32 {
+        match self {
+            Self::XdpNative | Self::XdpGeneric => 37,
+            Self::TcxIngress => 46,
+            Self::TcxEgress => 47,
+        }
+    }
+
+    /// `XDP_FLAGS_*`.
+    const fn flags(self) -> u32 {
+        match self {
+            Self::XdpGeneric => 1 << 1,
+            Self::XdpNative => 1 << 2,
+            Self::TcxIngress | Self::TcxEgress => 0,
+        }
+    }
+}
+
+/// An attached program. Dropping it detaches the program, unless the link is pinned.
+#[derive(Debug)]
+pub struct Link {
+    fd: OwnedFd,
+}
+
+/// What the kernel says a link is.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct LinkInfo {
+    /// `enum bpf_link_type`.
+    pub kind: u32,
+    /// Kernel id of the link.
+    pub id: u32,
+    /// Kernel id of the program.
+    pub program: u32,
+    /// Interface index of an XDP or TCX link; 0 once the device is gone.
+    pub ifindex: u32,
+}
+
+impl AsFd for Link {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+}
+
+impl From<OwnedFd> for Link {
+    fn from(fd: OwnedFd) -> Self {
+        Self { fd }
+    }
+}
+
+impl Link {
+    /// Attaches a program to a device.
+    ///
+    /// # Errors
+    ///
+    /// `EBUSY` if a foreign XDP program is there, `EOPNOTSUPP` or `EINVAL` if driver or kernel does
+    /// not know the hook, `ENODEV` for a missing device.
+    pub fn create(program: BorrowedFd<'_>, ifindex: u32, hook: Hook) -> io::Result<Self> {
+        let mut attr = CreateAttr {
+            prog_fd: raw(program),
+            target_ifindex: ifindex,
+            attach_type: hook.attach_type(),
+            flags: hook.flags(),
+            relative_fd: 0,
+            padding: 0,
+            expected_revision: 0,
+        };
+        // SAFETY: the structure holds no pointer.
+        let fd = unsafe { bpf(command::LINK_CREATE, &mut attr) }?;
+        let fd = i32::try_from(fd).map_err(|error| invalid(error.to_string()))?;
+        // SAFETY: the kernel gave us this descriptor just now.
+        let fd = unsafe { OwnedFd::from_raw_fd(fd) };
+        Ok(Self { fd })
+    }
+
+    /// Puts another program in the place of the attached one; no packet falls between.
+    ///
+    /// # Errors
+    ///
+    /// `ENOLINK` if the device is gone. The old program stays then.
+    pub fn update(&self, program: BorrowedFd<'_>) -> io::Result<()> {
+        let mut attr = UpdateAttr {
+            link_fd: raw(self.as_fd()),
+            new_prog_fd: raw(program),
+            flags: 0,
+            old_prog_fd: 0,
+        };
+        // SAFETY: the structure holds no pointer.
+        unsafe { bpf(command::LINK_UPDATE, &mut attr) }.map(drop)
+    }
+
+    /// What the kernel says the link is.
+    ///
+    /// # Errors
+    ///
+    /// If the descriptor is not a link's.
+    pub fn info(&self) -> io::Result<LinkInfo> {
+        let mut words = [0_u32; 16];
+        super::object_info(self.as_fd(), &mut words)?;
+        let [kind, id, program, _, ifindex, ..] = words;
+        Ok(LinkInfo {
+            kind,
+            id,
+            program,
+            ifindex,
+        })
+    }
+}
+
+/// Kernel id of a program.
+///
+/// # Errors
+///
+/// If the descriptor is not a program's.
+pub fn program_id(program: BorrowedFd<'_>) -> io::Result<u32> {
+    let mut words = [0_u32; 4];
+    super::object_info(program, &mut words)?;
+    let [_, id, ..] = words;
+    Ok(id)
+}
+
+/// `union bpf_attr`, `BPF_LINK_CREATE`.
+#[repr(C)]
+struct CreateAttr {
+    prog_fd: u32,
+    target_ifindex: u32,
+    attach_type: u32,
+    flags: u32,
+    relative_fd: u32,
+    padding: u32,
+    expected_revision: u64,
+}
+
+/// `union bpf_attr`, `BPF_LINK_UPDATE`.
+#[repr(C)]
+struct UpdateAttr {
+    link_fd: u32,
+    new_prog_fd: u32,
+    flags: u32,
+    old_prog_fd: u32,
+}
