@@ -200,6 +200,20 @@ impl Map {
         Ok(popped.then_some(value))
     }
 
+    /// Reads the oldest element of a queue and leaves it there; `None` if the queue is empty.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::pop`].
+    pub fn peek<V: Wire>(&self) -> io::Result<Option<V>> {
+        self.check_value::<V>()?;
+        let mut value = zeroed::<V>();
+        let mut attr = self.element(0, address_mut(&mut value), 0);
+        // SAFETY: a queue has no key; value points to a buffer of the map's value size.
+        let peeked = found(unsafe { bpf(command::LOOKUP_ELEM, &mut attr) })?;
+        Ok(peeked.then_some(value))
+    }
+
     /// Lends every element to `visit`, in batches. Elements written meanwhile may be missed, and
     /// those of a hash that moves may be seen twice.
     ///
