@@ -36,7 +36,8 @@ pub(crate) fn build(release: bool) -> Result<Programs> {
 }
 
 impl Programs {
-    fn within(directory: &Path) -> Self {
+    /// The programs in a directory.
+    pub(crate) fn within(directory: &Path) -> Self {
         Self {
             agent: directory.join("lb-agent"),
             lbctl: directory.join("lbctl"),

@@ -11,6 +11,7 @@
 mod bench;
 mod command;
 mod compile;
+mod demo;
 mod ebpf;
 mod lint;
 mod object;
@@ -57,6 +58,16 @@ enum Task {
         #[arg(last = true)]
         filter: Vec<String>,
     },
+    /// Show the load balancer at work, in network namespaces of its own
+    Demo {
+        /// Take lb-agent and lbctl from this directory instead of compiling them
+        #[arg(long)]
+        programs: Option<PathBuf>,
+    },
+    #[command(hide = true)]
+    DemoServer(demo::server::Arguments),
+    #[command(hide = true)]
+    DemoClient(demo::client::Arguments),
     /// Measure the data path
     Bench {
         #[command(subcommand)]
@@ -86,6 +97,9 @@ fn main() -> ExitCode {
         }),
         Task::Lint => lint::lint(),
         Task::Test { only, filter } => test::test(only, &filter),
+        Task::Demo { programs } => demo::demo(programs.as_deref()),
+        Task::DemoServer(arguments) => demo::server::serve(&arguments),
+        Task::DemoClient(arguments) => demo::client::ask(&arguments),
         Task::Bench {
             what: Bench::Micro { json },
         } => bench::micro(json.as_deref()),
