@@ -5,6 +5,11 @@
 //!                        ^ previous TableSet (ids)            \-dump-> TableSet (actual)
 //! ```
 
+pub mod config;
 pub mod dataplane;
 pub mod kernel;
+pub mod manifests;
+pub mod node;
+pub mod snapshot;
 pub mod tables;
+pub mod view;

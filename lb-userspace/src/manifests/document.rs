@@ -113,7 +113,9 @@ fn yaml_documents(text: &str) -> Vec<Document> {
 
 fn yaml_document(first_line: usize, text: &str) -> Document {
     // One document may be a list of a cluster's every Service: the defaults are for configuration.
+    // A port may be named `n` or `on`: that is no boolean.
     let options = serde_saphyr::options! {
+        strict_booleans: true,
         budget: serde_saphyr::budget! { max_events: 64_000_000, max_nodes: 32_000_000 },
     };
     let parsed = serde_saphyr::from_str_with_options::<Value>(text, options);

@@ -1,0 +1,230 @@
+//! The agent's configuration: a YAML file and command-line flags of the same names, checked.
+//!
+//! [`Config::load`] merges both (flags win) and either returns values that can be used as they are
+//! or names every key that cannot.
+
+use std::{
+    fmt, fs, io,
+    net::IpAddr,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use serde::Deserialize;
+
+pub use flags::ConfigFlags;
+pub use tables::TableSizes;
+
+use crate::node::NodePortAddresses;
+
+mod check;
+mod flags;
+mod raw;
+mod tables;
+
+/// A checked configuration.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Config {
+    /// `manifests`: directory of Kubernetes manifests.
+    pub manifests: PathBuf,
+    /// `nodeName`: the name EndpointSlices know this node by.
+    pub node_name: String,
+    /// `zone`: the node's zone, for topology hints.
+    pub zone: Option<String>,
+    /// `interfaces`: where clients and remote backends are. At least one.
+    pub interfaces: Vec<String>,
+    /// `podInterfaces`: where this node's own pods are.
+    pub pod_interfaces: PodInterfaces,
+    /// `mode`: how to attach.
+    pub mode: Mode,
+    /// `gateway`: the backends' replies are routed through this node.
+    pub gateway: bool,
+    /// `snat.addresses`: addresses of this node that no masquerade uses.
+    pub snat_addresses: Vec<IpAddr>,
+    /// `unknownFlows`: what becomes of SYN-less packets of unknown flows.
+    pub unknown_flows: UnknownFlows,
+    /// `directBackendAccess`: clients may also reach gateway backends by their own addresses.
+    pub direct_backend_access: bool,
+    /// `nodePortAddresses`: which of the node's addresses serve node ports.
+    pub node_port_addresses: NodePortAddresses,
+    /// `externalIPs`: whether `spec.externalIPs` are served.
+    pub external_ips: bool,
+    /// `tables`: sizes.
+    pub tables: TableSizes,
+    /// `timeouts`.
+    pub timeouts: Timeouts,
+    /// `repliesPerSecond`: resets, unreachables and the like a CPU may send in a second.
+    pub replies_per_second: u32,
+    /// `pinRoot`: directory on bpffs below which everything is pinned.
+    pub pin_root: PathBuf,
+    /// `lockFile`: locked while an agent runs.
+    pub lock_file: PathBuf,
+    /// `object`: compiled data path to load instead of the embedded one.
+    pub object: Option<PathBuf>,
+    /// `manageSysctls`: set the sysctls we need instead of reporting them.
+    pub manage_sysctls: bool,
+    /// `log.level`: filter directives, such as `info` or `info,lb_userspace=debug`.
+    pub log_level: String,
+    /// `log.format`.
+    pub log_format: LogFormat,
+}
+
+impl Config {
+    /// Reads the file the flags name, if any, lets the flags win, and checks the result.
+    ///
+    /// # Errors
+    ///
+    /// If the file cannot be read or is not YAML, or naming every key whose value cannot be used.
+    pub fn load(flags: ConfigFlags) -> Result<Self, ConfigError> {
+        let text = match &flags.config {
+            Some(path) => fs::read_to_string(path).map_err(|source| ConfigError::Read {
+                path: path.clone(),
+                source,
+            })?,
+            None => String::new(),
+        };
+        Self::parse(&text, flags)
+    }
+
+    /// Like [`Self::load`], of a text instead of the file.
+    ///
+    /// # Errors
+    ///
+    /// If the text is not YAML, or naming every key whose value cannot be used.
+    pub fn parse(text: &str, flags: ConfigFlags) -> Result<Self, ConfigError> {
+        let mut raw = raw::RawConfig::parse(text).map_err(|problem| ConfigError::Invalid {
+            path: flags.config.clone(),
+            problems: vec![problem],
+        })?;
+        let path = flags.config.clone();
+        flags.override_in(&mut raw);
+        check::check(raw).map_err(|problems| ConfigError::Invalid { path, problems })
+    }
+}
+
+/// Where this node's own pods are.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum PodInterfaces {
+    /// Every device a route to a local endpoint uses.
+    Auto,
+    /// These.
+    List(Vec<String>),
+}
+
+/// How programs are attached to an interface.
+#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum Mode {
+    /// Native XDP and TCX, or TCX alone where the driver has no XDP.
+    #[default]
+    Auto,
+    /// Native XDP and TCX, or an error.
+    Native,
+    /// TCX alone.
+    Tcx,
+    /// Generic XDP and TCX: slower than TCX alone, for tests.
+    Generic,
+}
+
+/// What becomes of a SYN-less TCP packet to a frontend which no flow knows.
+#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum UnknownFlows {
+    /// `stack` where kube-proxy runs on the node, else `select`.
+    #[default]
+    Auto,
+    /// The node's stack gets it.
+    Stack,
+    /// A backend is selected as for a SYN.
+    Select,
+    /// It is dropped and counted.
+    Drop,
+}
+
+/// How the log is written.
+#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum LogFormat {
+    /// Lines for people.
+    #[default]
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+/// How long flows live.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Timeouts {
+    /// `timeouts.tcp`: idle time of an established TCP flow; at least 2 h 15 min, which is above
+    /// the 2 h after which hosts send keepalives.
+    pub tcp: Duration,
+    /// `timeouts.udp`: idle time of an established UDP flow.
+    pub udp: Duration,
+    /// `timeouts.embryonic`: idle time of a flow that has not proved itself.
+    pub embryonic: Duration,
+    /// `timeouts.closed`: how long a closed tuple rests.
+    pub closed: Duration,
+}
+
+impl Default for Timeouts {
+    fn default() -> Self {
+        Self {
+            tcp: Duration::from_hours(24),
+            udp: Duration::from_secs(180),
+            embryonic: Duration::from_secs(60),
+            closed: Duration::from_secs(60),
+        }
+    }
+}
+
+/// A key whose value cannot be used.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Problem {
+    /// Path of the key, such as `snat.addresses[1]`; empty for the file as a whole.
+    pub key: String,
+    /// What is wrong.
+    pub message: String,
+}
+
+impl fmt::Display for Problem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.key.is_empty() {
+            f.write_str(&self.message)
+        } else {
+            write!(f, "{}: {}", self.key, self.message)
+        }
+    }
+}
+
+/// Why there is no configuration.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// The file cannot be read.
+    #[error("read configuration {}", path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// The cause.
+        #[source]
+        source: io::Error,
+    },
+    /// Values cannot be used.
+    #[error("{}", describe(path.as_deref(), problems))]
+    Invalid {
+        /// The file, if one was named.
+        path: Option<PathBuf>,
+        /// Every problem found.
+        problems: Vec<Problem>,
+    },
+}
+
+fn describe(path: Option<&Path>, problems: &[Problem]) -> String {
+    let problems: Vec<_> = problems.iter().map(ToString::to_string).collect();
+    let path = path
+        .map(|path| format!(" {}", path.display()))
+        .unwrap_or_default();
+    format!("configuration{path}: {}", problems.join("; "))
+}
+
+#[cfg(test)]
+mod tests;
