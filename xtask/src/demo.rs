@@ -272,8 +272,9 @@ impl Demo {
     fn until(&self, agent: &mut Child, what: &str, happened: impl Fn() -> bool) -> Result<u128> {
         let start = self.start.elapsed();
         loop {
+            let happened = happened();
             let took = self.start.elapsed().saturating_sub(start);
-            if happened() {
+            if happened {
                 return Ok(took.as_millis());
             }
             if let Some(status) = agent.try_wait()? {

@@ -19,6 +19,8 @@ use super::network::Network;
 use crate::command;
 
 const BATCH: usize = 100;
+/// Leaves processor time to the downloads on a small machine.
+const PAUSE: Duration = Duration::from_millis(100);
 const TIMEOUT: Duration = Duration::from_secs(3);
 
 /// Command line of the client for datagrams.
@@ -166,7 +168,9 @@ impl Load {
                     String::from_utf8_lossy(&output.stderr).trim()
                 ));
             }
+            drop(answers);
             sent += BATCH;
+            thread::sleep(PAUSE);
         }
         Ok(())
     }
