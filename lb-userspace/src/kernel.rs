@@ -19,15 +19,17 @@ use std::{
 use lb_common::wire::Wire;
 
 pub use self::{
-    link::{Hook, Link, LinkInfo, program_id},
+    link::{Hook, Link, LinkInfo, has_tcx, program_id},
     map::{Map, MapInfo},
     mapping::Mapping,
+    offload::receive_vlan_offload,
     run::{LIVE_FRAMES, TestRun, TestRunOutput, test_run},
 };
 
 mod link;
 mod map;
 mod mapping;
+mod offload;
 mod run;
 
 /// Waits until every program run that began before the call has ended, on every CPU.
@@ -106,6 +108,7 @@ mod command {
     pub(super) const OBJ_GET: u32 = 7;
     pub(super) const PROG_TEST_RUN: u32 = 10;
     pub(super) const OBJ_GET_INFO_BY_FD: u32 = 15;
+    pub(super) const PROG_QUERY: u32 = 16;
     pub(super) const LINK_CREATE: u32 = 28;
     pub(super) const LINK_UPDATE: u32 = 29;
     pub(super) const LOOKUP_AND_DELETE_ELEM: u32 = 21;

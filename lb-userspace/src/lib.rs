@@ -5,11 +5,14 @@
 //!                        ^ previous TableSet (ids)            \-dump-> TableSet (actual)
 //! ```
 
+pub mod attach;
 pub mod config;
 pub mod dataplane;
 pub mod kernel;
+pub mod maglev;
 pub mod manifests;
 pub mod node;
+pub mod pins;
 pub mod snapshot;
 pub mod tables;
 pub mod view;

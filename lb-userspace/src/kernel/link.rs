@@ -145,6 +145,36 @@ pub fn program_id(program: BorrowedFd<'_>) -> io::Result<u32> {
     Ok(id)
 }
 
+/// Whether this kernel has TCX (Linux 6.6): asks what is attached to the loopback device.
+///
+/// # Errors
+///
+/// Without the privilege to ask.
+pub fn has_tcx() -> io::Result<bool> {
+    const LOOPBACK: u32 = 1;
+    let mut attr = QueryAttr {
+        target_ifindex: LOOPBACK,
+        attach_type: Hook::TcxIngress.attach_type(),
+        query_flags: 0,
+        attach_flags: 0,
+        prog_ids: 0,
+        prog_cnt: 0,
+        padding: 0,
+        prog_attach_flags: 0,
+        link_ids: 0,
+        link_attach_flags: 0,
+        revision: 0,
+    };
+    // SAFETY: every pointer is null, which asks for the number of programs only.
+    match unsafe { bpf(command::PROG_QUERY, &mut attr) } {
+        Ok(_) => Ok(true),
+        // More programs than there is room for: it knows the hook all the better.
+        Err(error) if error.raw_os_error() == Some(libc::ENOSPC) => Ok(true),
+        Err(error) if error.raw_os_error() == Some(libc::EINVAL) => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
 /// `union bpf_attr`, `BPF_LINK_CREATE`.
 #[repr(C)]
 struct CreateAttr {
@@ -164,4 +194,20 @@ struct UpdateAttr {
     new_prog_fd: u32,
     flags: u32,
     old_prog_fd: u32,
+}
+
+/// `union bpf_attr`, `BPF_PROG_QUERY`.
+#[repr(C)]
+struct QueryAttr {
+    target_ifindex: u32,
+    attach_type: u32,
+    query_flags: u32,
+    attach_flags: u32,
+    prog_ids: u64,
+    prog_cnt: u32,
+    padding: u32,
+    prog_attach_flags: u64,
+    link_ids: u64,
+    link_attach_flags: u64,
+    revision: u64,
 }

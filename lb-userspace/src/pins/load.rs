@@ -1,0 +1,282 @@
+//! Loading: maps made or adopted, programs verified and pinned. The one place that names aya.
+
+use std::{
+    borrow::Cow,
+    collections::BTreeMap,
+    fs, io,
+    os::fd::{AsFd as _, BorrowedFd, OwnedFd},
+    path::{Path, PathBuf},
+};
+
+use aya::{
+    Ebpf, EbpfLoader,
+    programs::{Program, ProgramError, TracePoint, links::FdLink},
+};
+use lb_common::{
+    config::Config,
+    names::{
+        self, LB_CLOCK, LB_DEVMAP_XMIT, LB_EGRESS, LB_EXPIRE, LB_INGRESS, LB_REDIRECT_ERR, LB_XDP,
+    },
+};
+use tracing::{info, warn};
+
+use super::{Layout, PinDirectory, PinError, require_bpffs};
+use crate::kernel::{self, Map};
+
+/// Programs the data path cannot do without.
+const REQUIRED: [&str; 5] = [LB_XDP, LB_INGRESS, LB_EGRESS, LB_CLOCK, LB_EXPIRE];
+/// Programs that only count; (name, category, tracepoint).
+const TRACEPOINTS: [(&str, &str, &str); 2] = [
+    (LB_REDIRECT_ERR, "xdp", "xdp_redirect_err"),
+    (LB_DEVMAP_XMIT, "xdp", "xdp_devmap_xmit"),
+];
+
+/// What is fixed at load.
+#[derive(Clone, Debug)]
+pub struct LoadOptions {
+    /// Directory of the layouts.
+    pub root: PathBuf,
+    /// The data path's read-only configuration.
+    pub config: Config,
+    /// Capacities that differ from the defaults, by map.
+    pub entries: BTreeMap<String, u32>,
+}
+
+/// A data path ready to be attached: maps pinned and filled in, programs in the kernel.
+#[derive(Debug)]
+pub struct Loaded {
+    /// The directory of its layout.
+    pub directory: PinDirectory,
+    /// True if the maps were there already: flows of an earlier agent live on.
+    pub adopted: bool,
+    programs: BTreeMap<&'static str, OwnedFd>,
+}
+
+impl Loaded {
+    /// A program by name; `None` for one the object does not have.
+    pub fn program(&self, name: &str) -> Option<BorrowedFd<'_>> {
+        self.programs.get(name).map(|fd| fd.as_fd())
+    }
+}
+
+/// The compiled data path: the file named, else the one built into this program.
+///
+/// # Errors
+///
+/// If the file cannot be read, or none is named and none built in.
+pub fn object(file: Option<&Path>) -> Result<Cow<'static, [u8]>, PinError> {
+    if let Some(file) = file {
+        let bytes = fs::read(file);
+        return bytes
+            .map(Cow::Owned)
+            .map_err(PinError::io(format!("read object {}", file.display())));
+    }
+    embedded().map(Cow::Borrowed).ok_or_else(|| {
+        PinError::Object(
+            "none is built into this program; name one with --object (cargo xtask build-ebpf)"
+                .to_owned(),
+        )
+    })
+}
+
+#[cfg(feature = "bpf")]
+fn embedded() -> Option<&'static [u8]> {
+    Some(aya::include_bytes_aligned!(concat!(
+        env!("CARGO_MANIFEST_DIR"),
+        "/../target/bpfel-unknown-none/release/lb-ebpf"
+    )))
+}
+
+#[cfg(not(feature = "bpf"))]
+const fn embedded() -> Option<&'static [u8]> {
+    None
+}
+
+/// Makes or adopts the maps, loads the programs and pins what must outlive the agent. Attaches
+/// nothing that sees packets.
+///
+/// # Errors
+///
+/// With maps that do not fit ([`PinError::Mismatch`] names every difference), without a BPF file
+/// system, or when the kernel refuses. A layout that was being made is then left incomplete and
+/// made anew next time; one that was complete is untouched.
+pub fn load(object: &[u8], options: &LoadOptions) -> Result<Loaded, PinError> {
+    require_bpffs(&options.root)?;
+    let layout = Layout::of(object, &options.entries)?;
+    let directory = PinDirectory::new(&options.root, &layout.hash());
+    let adopted = directory.is_complete();
+    if adopted {
+        check(&directory, &layout)?;
+    } else {
+        directory.remove()?;
+    }
+    directory.create()?;
+    let mut ebpf = load_object(object, options, &directory)?;
+    if !adopted {
+        check(&directory, &layout)?;
+        fill_next_hops(&directory)?;
+        directory.mark_complete()?;
+    }
+    let programs = load_programs(&mut ebpf)?;
+    for name in [LB_CLOCK, LB_EXPIRE] {
+        if let Some(program) = programs.get(name) {
+            replace_pin(program.as_fd(), &directory.program(name))?;
+        }
+    }
+    attach_tracepoints(&mut ebpf, &directory);
+    info!(layout = directory.hash(), adopted, "data path loaded");
+    Ok(Loaded {
+        directory,
+        adopted,
+        programs,
+    })
+}
+
+/// Compares every pinned map with its definition and names all differences at once.
+fn check(directory: &PinDirectory, layout: &Layout) -> Result<(), PinError> {
+    let mut differences = Vec::new();
+    for (name, definition) in layout.maps() {
+        let path = directory.map(name);
+        match Map::open_pinned(&path) {
+            Ok(map) => {
+                let found = definition.differences(map.info());
+                differences.extend(found.into_iter().map(|text| format!("{name}: {text}")));
+            }
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                differences.push(format!("{name}: the pin is missing"));
+            }
+            Err(error) => {
+                return Err(PinError::io(format!("open pinned map {}", path.display()))(
+                    error,
+                ));
+            }
+        }
+    }
+    if differences.is_empty() {
+        return Ok(());
+    }
+    Err(PinError::Mismatch {
+        directory: directory.path().to_owned(),
+        differences,
+    })
+}
+
+fn load_object(
+    object: &[u8],
+    options: &LoadOptions,
+    directory: &PinDirectory,
+) -> Result<Ebpf, PinError> {
+    let mut loader = EbpfLoader::new();
+    // There are no relocations against the kernel's types: parsing them would cost 100 ms.
+    loader.btf(None);
+    loader.override_global(names::CONFIG, &options.config, true);
+    for (name, entries) in &options.entries {
+        loader.map_max_entries(name, *entries);
+    }
+    for &(name, _) in names::MAPS {
+        loader.map_pin_path(name, directory.map(name));
+    }
+    loader
+        .load(object)
+        .map_err(|error| PinError::Load(Box::new(error)))
+}
+
+/// Puts every next-hop index but 0 into the queue of free ones. The data path takes from it.
+fn fill_next_hops(directory: &PinDirectory) -> Result<(), PinError> {
+    let open = |name| {
+        Map::open_pinned(&directory.map(name)).map_err(PinError::io(format!("open map {name}")))
+    };
+    let (hops, free) = (open(names::NEXT_HOPS)?, open(names::NEXT_HOP_FREE)?);
+    let last = hops
+        .info()
+        .max_entries
+        .min(free.info().max_entries)
+        .min(u32::from(u16::MAX));
+    for index in 1..last {
+        free.push(&index).map_err(PinError::io(format!(
+            "fill {} with {index}",
+            names::NEXT_HOP_FREE
+        )))?;
+    }
+    Ok(())
+}
+
+fn load_programs(ebpf: &mut Ebpf) -> Result<BTreeMap<&'static str, OwnedFd>, PinError> {
+    let mut programs = BTreeMap::new();
+    for name in REQUIRED {
+        let program = ebpf
+            .program_mut(name)
+            .ok_or_else(|| PinError::Object(format!("program {name} is missing")))?;
+        let refused = |source: ProgramError| PinError::Program {
+            name: name.to_owned(),
+            source: Box::new(source),
+        };
+        match program {
+            Program::Xdp(program) => program.load().map_err(refused)?,
+            Program::SchedClassifier(program) => program.load().map_err(refused)?,
+            _ => {
+                return Err(PinError::Object(format!(
+                    "program {name} is of an unexpected type"
+                )));
+            }
+        }
+        let fd = program.fd().map_err(refused)?.as_fd();
+        let fd = fd
+            .try_clone_to_owned()
+            .map_err(PinError::io(format!("duplicate the descriptor of {name}")))?;
+        programs.insert(name, fd);
+    }
+    Ok(programs)
+}
+
+/// Attaches the programs that count losses after the verdict. They are dispensable: without them
+/// (no tracefs, say) packets are balanced all the same, and only these losses go uncounted.
+fn attach_tracepoints(ebpf: &mut Ebpf, directory: &PinDirectory) {
+    for (name, category, tracepoint) in TRACEPOINTS {
+        let Some(program) = ebpf.program_mut(name) else {
+            continue;
+        };
+        if let Err(error) = attach_tracepoint(program, category, tracepoint, &directory.link(name))
+        {
+            let error = format!("{error:#}");
+            warn!(name, error, "losses after the verdict are not counted");
+        }
+    }
+}
+
+fn attach_tracepoint(
+    program: &mut Program,
+    category: &str,
+    tracepoint: &str,
+    pin: &Path,
+) -> anyhow::Result<()> {
+    let program: &mut TracePoint = program.try_into()?;
+    program.load()?;
+    let id = program.attach(category, tracepoint)?;
+    let link = FdLink::try_from(program.take_link(id)?)?;
+    // A new link each time: the old program goes when its pin does, the new one counts already.
+    match fs::remove_file(pin) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error.into()),
+        _ => {}
+    }
+    link.pin(pin)?;
+    Ok(())
+}
+
+/// Pins an object in place of whatever has the name.
+fn replace_pin(object: BorrowedFd<'_>, path: &Path) -> Result<(), PinError> {
+    let failed = |error| PinError::io(format!("pin {}", path.display()))(error);
+    // A dot in a name is refused by bpffs.
+    let fresh = path.with_file_name(format!(
+        "{}-new",
+        path.file_name()
+            .and_then(|name| name.to_str())
+            .unwrap_or_default()
+    ));
+    match fs::remove_file(&fresh) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failed(error)),
+        _ => {}
+    }
+    kernel::pin(object, &fresh).map_err(failed)?;
+    fs::rename(&fresh, path).map_err(failed)
+}
