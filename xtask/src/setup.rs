@@ -6,6 +6,7 @@
 use std::collections::BTreeSet;
 use std::path::Path;
 use std::process::Command;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::{Context as _, Result, bail};
 
@@ -181,7 +182,7 @@ fn install(needs: &[Need]) -> Result<()> {
         );
     }
     eprintln!("setup: missing {}; installing {wanted}", names.join(", "));
-    apt(&["update", "-qq"])
+    update()
         .and_then(|()| {
             let mut arguments = vec!["install", "--yes", "-qq", "--no-install-recommends"];
             arguments.extend(packages.iter().copied());
@@ -196,6 +197,15 @@ fn install(needs: &[Need]) -> Result<()> {
                 need.packages
             );
         }
+    }
+    Ok(())
+}
+
+/// Reads the lists of packages, once.
+fn update() -> Result<()> {
+    static UPDATED: AtomicBool = AtomicBool::new(false);
+    if !UPDATED.swap(true, Ordering::Relaxed) {
+        apt(&["update", "-qq"])?;
     }
     Ok(())
 }
