@@ -8,5 +8,14 @@
     reason = "a fixture that fails its test panics"
 )]
 
+pub mod book;
+pub mod case;
+pub mod flows;
+mod interim;
+pub mod netns;
+pub mod network;
 pub mod packet;
 pub mod pcap;
+pub mod require;
+pub mod run;
+pub mod tables;

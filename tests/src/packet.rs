@@ -21,6 +21,7 @@ pub type Mac = [u8; 6];
 
 /// A frame under construction.
 #[derive(Clone, Debug)]
+#[must_use]
 pub struct Packet {
     pub(crate) destination_mac: Mac,
     pub(crate) source_mac: Mac,

@@ -1,0 +1,63 @@
+//! What a test needs from the machine. Under `CI=true` a missing need fails the test; elsewhere the
+//! test is skipped with a message.
+
+use std::path::Path;
+
+/// The compiled data path.
+pub fn object_path() -> std::path::PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/bpfel-unknown-none/release/lb-ebpf")
+}
+
+/// True if `met`; otherwise fails under CI and says why the test is skipped elsewhere.
+fn need(met: bool, what: &str) -> bool {
+    if !met {
+        let ci = std::env::var_os("CI").is_some_and(|value| value == "true");
+        assert!(!ci, "this test needs {what}");
+        eprintln!("skipped: this test needs {what}");
+    }
+    met
+}
+
+/// Root.
+#[must_use]
+pub fn root() -> bool {
+    need(nix::unistd::geteuid().is_root(), "root")
+}
+
+/// A kernel not older than `major.minor`.
+#[must_use]
+pub fn kernel(major: u32, minor: u32, why: &str) -> bool {
+    let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
+    let mut numbers = release
+        .split(['.', '-'])
+        .map_while(|part| part.trim().parse::<u32>().ok());
+    let running = (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0));
+    need(
+        running >= (major, minor),
+        &format!("Linux {major}.{minor} ({why})"),
+    )
+}
+
+/// A program in `PATH`.
+#[must_use]
+pub fn program(name: &str) -> bool {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let found = std::env::split_paths(&path).any(|directory| directory.join(name).exists());
+    need(found, &format!("the program {name}"))
+}
+
+/// What every kernel test needs: root, TCX, a BPF file system, and the compiled data path.
+#[must_use]
+pub fn kernel_tests() -> bool {
+    root()
+        && kernel(6, 6, "TCX")
+        && program("ip")
+        && need(
+            Path::new("/sys/fs/bpf").exists(),
+            "a BPF file system at /sys/fs/bpf",
+        )
+        && need(
+            object_path().exists(),
+            "the data path: run `cargo xtask build-ebpf` first",
+        )
+}

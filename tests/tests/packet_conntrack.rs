@@ -1,0 +1,501 @@
+//! The life of a flow after its birth: promotion, close, reset, reselection, retirement, expiry.
+
+use lb_common::{
+    conntrack::{Head, Idle4, Idle6, state},
+    names,
+    reason::{Event, Reason},
+    service::Selection,
+};
+use lb_tests::{
+    book::{BOOKS, TCP_BOOKS, UDP_BOOKS, towards},
+    case::{case, from, run},
+    flows::{Conversation, Mode},
+    network::{INSIDE, OUTSIDE},
+    run::Lab,
+};
+
+fn tcp() -> impl Iterator<Item = Conversation> {
+    TCP_BOOKS
+        .into_iter()
+        .flat_map(|book| [Mode::FullNat, Mode::Gateway].map(|mode| Conversation::new(book, mode)))
+}
+
+fn udp() -> impl Iterator<Item = Conversation> {
+    UDP_BOOKS
+        .into_iter()
+        .flat_map(|book| [Mode::FullNat, Mode::Gateway].map(|mode| Conversation::new(book, mode)))
+}
+
+/// The states of all established halves.
+fn states(lab: &Lab) -> Vec<u8> {
+    let v4 = lab
+        .flows4(names::FLOWS_V4)
+        .into_values()
+        .map(|entry| Head(entry.head).state());
+    let v6 = lab
+        .flows6(names::FLOWS_V6)
+        .into_values()
+        .map(|entry| Head(entry.head).state());
+    v4.chain(v6).collect()
+}
+
+fn expect_states(lab: &Lab, mut expected: Vec<u8>) {
+    let mut found = states(lab);
+    found.sort_unstable();
+    expected.sort_unstable();
+    assert_eq!(
+        found,
+        expected,
+        "states of the established halves\n{}",
+        lab.describe_flows()
+    );
+}
+
+#[test]
+fn a_spoofed_acknowledgement_promotes_nothing() {
+    let cases = tcp().map(|talk| {
+        let guesses = [0, 1, 4_999, 5_001, u32::MAX].map(|ack| talk.third().ack(ack));
+        case(format!("{}: spoofed ACK", talk.name()), talk.tables())
+            .step(talk.request(&talk.first()).creates())
+            .steps(guesses.each_ref().map(|guess| talk.request(guess)))
+            .flows(0, 2)
+            .step(talk.reply(&talk.second()))
+            .steps(guesses.each_ref().map(|guess| talk.request(guess)))
+            .flows(0, 2)
+            .step(talk.request(&talk.third().flags(0x12)))
+            .step(talk.request(&talk.third().flags(0x14)))
+            .flows(0, 2)
+            .step(talk.request(&talk.third()).promotes())
+            .flows(2, 0)
+    });
+    run(cases.collect());
+}
+
+#[test]
+fn data_with_the_third_packet_promotes_too() {
+    let cases = tcp().map(|talk| {
+        case(format!("{}: data at once", talk.name()), talk.tables())
+            .step(talk.request(&talk.first()).creates())
+            .step(talk.reply(&talk.second()))
+            .step(talk.request(&talk.question()).promotes())
+            .flows(2, 0)
+    });
+    run(cases.collect());
+}
+
+#[test]
+fn udp_is_promoted_by_an_answer_to_a_reply_only() {
+    let cases = udp().map(|talk| {
+        case(format!("{}: promotion", talk.name()), talk.tables())
+            .step(talk.request(&talk.first()).creates())
+            .step(talk.request(&talk.first()))
+            .step(talk.request(&talk.first()))
+            .flows(0, 2)
+            .step(talk.reply(&talk.second()))
+            .flows(0, 2)
+            .step(talk.request(&talk.first()).promotes())
+            .flows(2, 0)
+    });
+    run(cases.collect());
+}
+
+#[test]
+fn two_fins_close_a_flow() {
+    let cases = tcp().map(|talk| {
+        let (client_fin, backend_fin) = (talk.question().flags(0x11), talk.answer().flags(0x11));
+        case(format!("{}: FIN FIN", talk.name()), talk.tables())
+            .steps(talk.handshake())
+            .step(talk.request(&client_fin))
+            .then(|lab| expect_states(lab, vec![state::FIN, state::ESTABLISHED]))
+            .step(talk.request(&client_fin))
+            .step(talk.reply(&talk.answer()))
+            .step(talk.reply(&backend_fin).event(Event::FlowClosed))
+            .then(|lab| expect_states(lab, vec![state::CLOSED, state::CLOSED]))
+            .step(talk.request(&talk.question()))
+            .step(talk.reply(&backend_fin))
+            .flows(2, 0)
+    });
+    run(cases.collect());
+}
+
+#[test]
+fn a_plausible_reset_closes_and_a_blind_one_does_not() {
+    let cases = tcp().map(|talk| {
+        let far = talk.question().rst().seq(1_000 + (1 << 30));
+        let near = talk.question().rst().seq(1_010);
+        case(format!("{}: RST of the client", talk.name()), talk.tables())
+            .steps(talk.handshake())
+            .step(talk.request(&talk.question()))
+            .step(talk.reply(&talk.answer()))
+            .step(talk.request(&far).event(Event::ResetImplausible))
+            .then(|lab| expect_states(lab, vec![state::ESTABLISHED; 2]))
+            .step(talk.request(&near).event(Event::FlowClosed))
+            .then(|lab| expect_states(lab, vec![state::RESET; 2]))
+    });
+    let backend = tcp().map(|talk| {
+        let far = talk.answer().rst().seq(5_000 + (1 << 30));
+        let near = talk.answer().rst().seq(5_000);
+        case(
+            format!("{}: RST of the backend", talk.name()),
+            talk.tables(),
+        )
+        .steps(talk.handshake())
+        .step(talk.reply(&far).event(Event::ResetImplausible))
+        .step(talk.reply(&near).event(Event::FlowClosed))
+        .then(|lab| expect_states(lab, vec![state::RESET; 2]))
+    });
+    run(cases.chain(backend).collect());
+}
+
+#[test]
+fn data_after_a_reset_shows_that_it_was_none() {
+    let cases = tcp().map(|talk| {
+        case(format!("{}: life after RST", talk.name()), talk.tables())
+            .steps(talk.handshake())
+            .step(
+                talk.request(&talk.question().rst().seq(1_000))
+                    .event(Event::FlowClosed),
+            )
+            .step(talk.reply(&talk.answer()))
+            .then(|lab| expect_states(lab, vec![state::ESTABLISHED; 2]))
+    });
+    run(cases.collect());
+}
+
+#[test]
+fn a_syn_on_a_live_flow_goes_to_the_same_backend_and_changes_nothing() {
+    let cases = tcp().map(|talk| {
+        let book = talk.book;
+        let others = book.service().backends([book.backend(6, 8443).as_str()]);
+        let others = if talk.mode == Mode::Gateway {
+            others.keep_source()
+        } else {
+            others
+        };
+        case(
+            format!("{}: SYN on a live flow", talk.name()),
+            talk.tables(),
+        )
+        .steps(talk.handshake())
+        .tables(others.gone([talk.backend().as_str()]), 2)
+        .step(talk.request(&talk.first().seq(77_777)))
+        .then(|lab| expect_states(lab, vec![state::ESTABLISHED; 2]))
+        .step(talk.request(&talk.question()))
+        .step(talk.reply(&talk.answer()))
+    });
+    run(cases.collect());
+}
+
+#[test]
+fn a_syn_on_a_closed_flow_keeps_the_backend_that_takes_new_flows() {
+    let cases = tcp().map(|talk| {
+        let again = talk.first().seq(123_456);
+        let synack = talk.second().ack(123_457);
+        let ack = talk.third().seq(123_457);
+        case(
+            format!("{}: SYN on a closed flow", talk.name()),
+            talk.tables(),
+        )
+        .steps(talk.handshake())
+        .step(talk.request(&talk.question().flags(0x11)))
+        .step(
+            talk.reply(&talk.answer().flags(0x11))
+                .event(Event::FlowClosed),
+        )
+        .step(talk.request(&again).creates())
+        .step(talk.reply(&synack))
+        .step(talk.request(&ack).promotes())
+        .then(|lab| expect_states(lab, vec![state::ESTABLISHED; 2]))
+    });
+    run(cases.collect());
+}
+
+#[test]
+fn a_syn_on_a_closed_flow_of_a_gone_backend_is_a_new_flow() {
+    let cases = tcp().map(|talk| {
+        let book = talk.book;
+        let (old, new) = (talk.backend(), book.backend(6, 8443));
+        let tables = talk.tables().draining([new.as_str()]);
+        let later = book
+            .service()
+            .draining([old.as_str()])
+            .backends([new.as_str()]);
+        let later = if talk.mode == Mode::Gateway {
+            later.keep_source()
+        } else {
+            later
+        };
+        let again = talk.first().seq(123_456);
+        let out = again.clone().from(&talk.seen()).to(&new);
+        case(format!("{}: SYN after a drain", talk.name()), tables)
+            .steps(talk.handshake())
+            .step(talk.request(&talk.question().flags(0x11)))
+            .step(
+                talk.reply(&talk.answer().flags(0x11))
+                    .event(Event::FlowClosed),
+            )
+            .tables(later, 2)
+            .step(
+                from(OUTSIDE, &again)
+                    .forwards(&towards(INSIDE, 6, &out))
+                    .creates(),
+            )
+    });
+    run(cases.collect());
+}
+
+#[test]
+fn tcp_stays_with_a_backend_that_left_the_service() {
+    let cases = tcp().map(|talk| {
+        let book = talk.book;
+        let later = book.service().backends([book.backend(6, 8443).as_str()]);
+        case(format!("{}: backend left", talk.name()), talk.tables())
+            .steps(talk.handshake())
+            .tables(later.gone([talk.backend().as_str()]), 2)
+            .step(talk.request(&talk.question()))
+            .step(talk.reply(&talk.answer()))
+            .tables(book.bare().gone([talk.backend().as_str()]), 3)
+            .step(talk.request(&talk.question()))
+            .step(talk.reply(&talk.answer()))
+    });
+    run(cases.collect());
+}
+
+#[test]
+fn udp_moves_when_its_backend_serves_no_longer() {
+    let cases = udp().map(|talk| {
+        let book = talk.book;
+        let (old, new) = (talk.backend(), book.backend(6, 8443));
+        let tables = talk.tables().draining([new.as_str()]);
+        let draining = book
+            .service()
+            .draining([old.as_str()])
+            .backends([new.as_str()]);
+        let gone = book.service().gone([old.as_str()]).backends([new.as_str()]);
+        let keep = |tables: lb_tests::tables::Tables| {
+            if talk.mode == Mode::Gateway {
+                tables.keep_source()
+            } else {
+                tables
+            }
+        };
+        let question = talk.question();
+        let moved = towards(INSIDE, 6, &question.clone().from(&talk.seen()).to(&new));
+        case(format!("{}: reselection", talk.name()), tables)
+            .steps(talk.handshake())
+            .tables(keep(draining), 2)
+            .step(talk.request(&question))
+            .tables(keep(gone), 3)
+            .step(
+                from(OUTSIDE, &question)
+                    .forwards(&moved)
+                    .creates()
+                    .event(Event::FlowReselected),
+            )
+            .step(from(OUTSIDE, &question).forwards(&moved))
+            .flows(0, 2)
+    });
+    run(cases.collect());
+}
+
+#[test]
+fn a_backend_that_refuses_frees_the_tuple() {
+    let cases = tcp().map(|talk| {
+        let refusal = talk.second().flags(0x14);
+        case(format!("{}: refused", talk.name()), talk.tables())
+            .step(talk.request(&talk.first()).creates())
+            .step(talk.reply(&refusal))
+            .flows(0, 0)
+            .step(talk.request(&talk.first()).creates())
+    });
+    run(cases.collect());
+}
+
+#[test]
+fn a_full_table_refuses_syns_and_never_third_packets() {
+    let cases = tcp().map(|talk| {
+        let other = Conversation {
+            client_port: 40_001,
+            ..talk
+        };
+        let third = Conversation {
+            client_port: 40_002,
+            ..talk
+        };
+        case(format!("{}: full", talk.name()), talk.tables())
+            .config(|config| (config.flows4_limit, config.flows6_limit) = (2, 2))
+            .step(talk.request(&talk.first()).creates())
+            .step(other.request(&other.first()).creates())
+            .step(talk.reply(&talk.second()))
+            .step(talk.request(&talk.third()).promotes())
+            .step(from(OUTSIDE, &third.first()).drops(Reason::FlowTableFull))
+            .step(other.reply(&other.second()))
+            .step(other.request(&other.third()).promotes())
+            .flows(4, 0)
+            .step(from(OUTSIDE, &third.first()).drops(Reason::FlowTableFull))
+            .step(talk.request(&talk.question()))
+    });
+    run(cases.collect());
+}
+
+#[test]
+fn udp_over_its_quota_stays_embryonic_and_goes_on() {
+    let cases = udp().map(|talk| {
+        let other = Conversation {
+            client_port: 40_001,
+            ..talk
+        };
+        case(format!("{}: quota", talk.name()), talk.tables())
+            .config(|config| (config.udp4_limit, config.udp6_limit) = (2, 2))
+            .steps(talk.handshake())
+            .step(other.request(&other.first()).creates())
+            .step(other.reply(&other.second()))
+            .step(other.request(&other.third()).event(Event::PromotionFailed))
+            .flows(2, 2)
+            .step(other.request(&other.third()).event(Event::PromotionFailed))
+            .step(other.reply(&other.second()))
+    });
+    run(cases.collect());
+}
+
+#[test]
+fn closed_flows_leave_when_new_ones_come() {
+    let cases = tcp().map(|talk| {
+        let other = Conversation {
+            client_port: 40_001,
+            ..talk
+        };
+        let closed = |talk: Conversation| {
+            [
+                talk.request(&talk.question().flags(0x11)),
+                talk.reply(&talk.answer().flags(0x11))
+                    .event(Event::FlowClosed),
+            ]
+        };
+        case(format!("{}: retirement", talk.name()), talk.tables())
+            .config(|config| config.closed_ticks = 0)
+            .steps(talk.handshake())
+            .steps(closed(talk))
+            .flows(2, 0)
+            .step(
+                other
+                    .request(&other.first())
+                    .creates()
+                    .event(Event::FlowRetired),
+            )
+            .flows(0, 2)
+    });
+    run(cases.collect());
+}
+
+#[test]
+fn closed_flows_rest_while_there_is_room() {
+    let cases = tcp().map(|talk| {
+        let other = Conversation {
+            client_port: 40_001,
+            ..talk
+        };
+        case(format!("{}: rest", talk.name()), talk.tables())
+            .steps(talk.handshake())
+            .step(talk.request(&talk.question().flags(0x11)))
+            .step(
+                talk.reply(&talk.answer().flags(0x11))
+                    .event(Event::FlowClosed),
+            )
+            .step(other.request(&other.first()).creates())
+            .flows(2, 2)
+    });
+    run(cases.collect());
+}
+
+/// Runs the expiry program on every established half as it is now; the number of halves changed.
+fn expire(lab: &Lab, operation: u8) -> u32 {
+    let mut records4 = Vec::new();
+    for (flow, entry) in lab.flows4(names::FLOWS_V4) {
+        let Idle4 { flow, head } = Idle4 {
+            flow,
+            head: entry.head,
+        };
+        let ports = [
+            flow.source_port.0.to_ne_bytes(),
+            flow.destination_port.0.to_ne_bytes(),
+        ];
+        let words = [
+            flow.source.0.to_ne_bytes(),
+            flow.destination.0.to_ne_bytes(),
+        ];
+        let mut bytes = words.concat();
+        bytes.extend(ports.concat());
+        bytes.extend(flow.protocol.to_ne_bytes());
+        bytes.extend(head.to_ne_bytes());
+        records4.push(bytes);
+    }
+    let mut records6 = Vec::new();
+    for (flow, entry) in lab.flows6(names::FLOWS_V6) {
+        let Idle6 { flow, head } = Idle6 {
+            flow,
+            head: entry.head,
+        };
+        let addresses = flow.source.0.into_iter().chain(flow.destination.0);
+        let mut bytes: Vec<u8> = addresses.flat_map(u32::to_ne_bytes).collect();
+        bytes.extend(flow.source_port.0.to_ne_bytes());
+        bytes.extend(flow.destination_port.0.to_ne_bytes());
+        bytes.extend(flow.protocol.to_ne_bytes());
+        bytes.extend(head.to_ne_bytes());
+        records6.push(bytes);
+    }
+    [(4, records4), (6, records6)]
+        .iter()
+        .filter(|(_, records)| !records.is_empty())
+        .map(|(family, records)| {
+            let records: Vec<&[u8]> = records.iter().map(Vec::as_slice).collect();
+            lab.expire(operation, *family, &records)
+        })
+        .sum()
+}
+
+#[test]
+fn a_condemned_flow_revives_or_is_deleted() {
+    let cases = BOOKS.into_iter().map(|book| {
+        let talk = Conversation::new(book, Mode::FullNat);
+        case(format!("{}: expiry", talk.name()), talk.tables())
+            .steps(talk.handshake())
+            .then(|lab| assert_eq!(expire(lab, 2), 0, "what is not condemned cannot be deleted"))
+            .then(|lab| assert_eq!(expire(lab, 1), 2, "both halves are condemned"))
+            .then(|lab| expect_states(lab, vec![state::ESTABLISHED | state::CONDEMNED; 2]))
+            .step(talk.request(&talk.question()))
+            .step(talk.reply(&talk.answer()))
+            .then(|lab| expect_states(lab, vec![state::ESTABLISHED; 2]))
+            .then(|lab| assert_eq!(expire(lab, 1), 2, "both halves are condemned again"))
+            .then(|lab| assert_eq!(expire(lab, 2), 2, "and deleted"))
+            .flows(0, 0)
+            .then(|lab| {
+                let uses: Vec<(u32, u64)> = lab.map(names::FLOW_USE).read_all().expect("FLOW_USE");
+                assert!(uses.iter().all(|(_, entries)| *entries == 0), "{uses:?}");
+            })
+    });
+    run(cases.collect());
+}
+
+#[test]
+fn an_empty_selection_keeps_the_flows_it_had() {
+    let cases = BOOKS.into_iter().map(|book| {
+        let talk = Conversation::new(book, Mode::FullNat);
+        let empty = book.service().gone([talk.backend().as_str()]);
+        case(format!("{}: no backend left", talk.name()), talk.tables())
+            .steps(talk.handshake())
+            .tables(empty, 2)
+            .then(|lab| {
+                let services: Vec<(u32, lb_common::service::Service)> =
+                    lab.map(names::SERVICES).read_all().expect("SERVICES");
+                let word = services
+                    .iter()
+                    .find(|(id, _)| *id == 1)
+                    .map(|(_, s)| s.cluster);
+                assert_eq!(word.map(|word| Selection::from_word(word).length), Some(0));
+            })
+            .step(talk.request(&talk.question()))
+            .step(talk.reply(&talk.answer()))
+    });
+    run(cases.collect());
+}

@@ -1,0 +1,233 @@
+//! SNAT addresses and ports: which are chosen, when they collide, and what happens on a miss.
+
+use std::collections::BTreeSet;
+
+use lb_common::{
+    names,
+    reason::{Event, Reason},
+};
+use lb_tests::{
+    book::{BOOKS, TCP_BOOKS, towards},
+    case::{Case, case, from, run},
+    flows::{Conversation, Mode},
+    network::{INSIDE, OUTSIDE, Port},
+    packet::packet,
+    run::Lab,
+};
+
+/// The source ports all embryonic forward halves write.
+fn written_ports(lab: &Lab) -> BTreeSet<u16> {
+    let reverse = lb_common::conntrack::flag::REVERSE;
+    let v4 = lab.flows4(names::EMBRYONIC_V4).into_values();
+    let v6 = lab.flows6(names::EMBRYONIC_V6).into_values();
+    v4.filter(|entry| entry.flags & reverse == 0)
+        .map(|entry| entry.source_port.get())
+        .chain(
+            v6.filter(|entry| entry.flags & reverse == 0)
+                .map(|entry| entry.source_port.get()),
+        )
+        .collect()
+}
+
+#[test]
+fn a_taken_client_port_is_replaced_by_a_free_one() {
+    let cases: Vec<Case> = BOOKS
+        .into_iter()
+        .map(|book| {
+            let talk = Conversation::new(book, Mode::FullNat);
+            // Another client with the same port meets the same backend.
+            let rival = book.first(&book.far_client(40_000), &book.vip(443));
+            case(format!("{}: collision", book.name()), talk.tables())
+                .step(talk.request(&talk.first()).creates())
+                .then(move |lab| {
+                    let outcome = match lab.hook() {
+                        lb_tests::run::Hook::Xdp => lab.xdp(&rival.bytes(), OUTSIDE),
+                        _ => lab.ingress(&rival.bytes(), OUTSIDE),
+                    };
+                    assert_eq!(outcome.verdict, lb_tests::run::Verdict::Send);
+                    let ports = written_ports(lab);
+                    assert!(ports.contains(&40_000) && ports.len() == 2, "{ports:?}");
+                    assert!(ports.iter().all(|port| *port >= 1_024), "{ports:?}");
+                })
+                .flows(0, 4)
+        })
+        .collect();
+    run(cases);
+}
+
+#[test]
+fn a_port_outside_the_range_is_replaced() {
+    let cases: Vec<Case> = BOOKS
+        .into_iter()
+        .map(|book| {
+            let first = book.first(&book.client(40_000), &book.vip(443));
+            let tables = book.service().backends([book.backend(5, 8443).as_str()]);
+            let out = first.clone().from(&book.snat(7)).to(&book.backend(5, 8443));
+            case(format!("{}: one port", book.name()), tables)
+                .then(|lab| lab.snat_ports(7, 1))
+                .step(
+                    from(OUTSIDE, &first)
+                        .forwards(&towards(INSIDE, 5, &out))
+                        .creates(),
+                )
+        })
+        .collect();
+    run(cases);
+}
+
+#[test]
+fn exhaustion_by_established_flows_is_counted() {
+    let cases: Vec<Case> = BOOKS
+        .into_iter()
+        .map(|book| {
+            let talk = Conversation::new(book, Mode::FullNat);
+            let rival = book.first(&book.far_client(40_000), &book.vip(443));
+            case(format!("{}: exhausted", book.name()), talk.tables())
+                .then(|lab| lab.snat_ports(40_000, 1))
+                .steps(talk.handshake())
+                .step(from(OUTSIDE, &rival).drops(Reason::SnatExhausted))
+                .flows(2, 0)
+                .step(talk.request(&talk.question()))
+        })
+        .collect();
+    run(cases);
+}
+
+#[test]
+fn the_oldest_embryonic_holder_of_a_port_gives_it_up() {
+    let cases: Vec<Case> = BOOKS
+        .into_iter()
+        .map(|book| {
+            let talk = Conversation::new(book, Mode::FullNat);
+            let rival = book.first(&book.far_client(40_000), &book.vip(443));
+            let out = rival.clone().from(&talk.seen()).to(&talk.backend());
+            case(format!("{}: taken over", book.name()), talk.tables())
+                .then(|lab| lab.snat_ports(40_000, 1))
+                .step(talk.request(&talk.first()).creates())
+                .step(
+                    from(OUTSIDE, &rival)
+                        .forwards(&towards(INSIDE, 5, &out))
+                        .creates()
+                        .event(Event::SnatTakenOver),
+                )
+        })
+        .collect();
+    run(cases);
+}
+
+#[test]
+fn a_device_without_an_snat_address_forwards_no_full_nat() {
+    let cases: Vec<Case> = BOOKS
+        .into_iter()
+        .map(|book| {
+            // The backend lies outside, where no SNAT address is.
+            let backend = book.at(&book.host(OUTSIDE, 8), 8443);
+            let tables = book.service().backends([backend.as_str()]);
+            let first = book.first(&book.client(40_000), &book.vip(443));
+            case(format!("{}: no SNAT address", book.name()), tables)
+                .step(from(OUTSIDE, &first).drops(Reason::NoSnatAddress))
+                .flows(0, 0)
+        })
+        .collect();
+    run(cases);
+}
+
+#[test]
+fn one_client_port_to_two_vips_meets_one_backend_twice() {
+    let cases: Vec<Case> = BOOKS
+        .into_iter()
+        .map(|book| {
+            let talk = Conversation::new(book, Mode::Gateway);
+            let second_vip = book.at(book.pick("192.0.2.2", "2001:db8::2"), 443);
+            let tables = talk.tables().also(&book.frontend_at(&second_vip));
+            let first = book.first(&talk.client(), &second_vip);
+            case(format!("{}: two VIPs", talk.name()), tables)
+                .step(talk.request(&talk.first()).creates())
+                .then(move |lab| {
+                    let outcome = match lab.hook() {
+                        lb_tests::run::Hook::Xdp => lab.xdp(&first.bytes(), OUTSIDE),
+                        _ => lab.ingress(&first.bytes(), OUTSIDE),
+                    };
+                    assert_eq!(outcome.verdict, lb_tests::run::Verdict::Send);
+                    let ports = written_ports(lab);
+                    assert!(ports.contains(&40_000) && ports.len() == 2, "{ports:?}");
+                })
+        })
+        .collect();
+    run(cases);
+}
+
+#[test]
+fn a_miss_on_an_snat_address_is_dropped_and_counted() {
+    let cases = BOOKS.into_iter().map(|book| {
+        let stray = book.second(&book.backend(5, 8443), &book.snat(50_000));
+        let talk = Conversation::new(book, Mode::FullNat);
+        case(format!("{}: SNAT miss", book.name()), talk.tables())
+            .step(from(INSIDE, &stray).drops(Reason::SnatMiss))
+    });
+    run(cases.collect());
+}
+
+#[test]
+fn a_gateway_backends_answer_without_a_flow_is_dropped() {
+    let stray = |book: lb_tests::book::Book, port: Port| {
+        let source = book.backend(5, 8443);
+        let packet = book.second(&source, &book.client(50_000));
+        from(port, &packet)
+    };
+    let cases = TCP_BOOKS.into_iter().flat_map(|book| {
+        let talk = Conversation::new(book, Mode::Gateway);
+        // The backend's own connections are none of our business.
+        let own = book.first(&book.backend(5, 33_333), &book.client(443));
+        let data = book.packet(&book.backend(5, 33_333), &book.client(443));
+        [
+            case(format!("{}: gateway miss", book.name()), talk.tables())
+                .step(stray(book, INSIDE).drops(Reason::GatewayMiss))
+                .step(from(INSIDE, &own).passes(Some(Reason::NotOurs)))
+                .step(from(INSIDE, &data).passes(Some(Reason::NotOurs))),
+            case(format!("{}: direct access", book.name()), talk.tables())
+                .config(|config| {
+                    config.flags = lb_common::config::config_flag::DIRECT_BACKEND_ACCESS;
+                })
+                .step(stray(book, INSIDE).passes(Some(Reason::NotOurs))),
+        ]
+    });
+    run(cases.collect());
+}
+
+#[test]
+fn a_frontend_without_route_to_its_backend_counts_it() {
+    let cases = BOOKS.into_iter().map(|book| {
+        let backend = book.at(book.pick("240.0.0.9", "ff0e::9"), 8443);
+        let tables = book.service().backends([backend.as_str()]);
+        let first = book.first(&book.client(40_000), &book.vip(443));
+        case(format!("{}: no route", book.name()), tables)
+            .step(from(OUTSIDE, &first).by_tcx().drops(Reason::NoRoute))
+            .flows(0, 0)
+    });
+    run(cases.collect());
+}
+
+#[test]
+fn packets_of_unbalanced_protocols_pass() {
+    let sctp = packet()
+        .raw("198.51.100.7", "192.0.2.1", 132)
+        .payload_length(32);
+    let sctp6 = packet()
+        .raw("2001:db8:100::7", "2001:db8::1", 132)
+        .payload_length(32);
+    let book = |index: usize| TCP_BOOKS.get(index).copied().expect("two books");
+    let tables = |index| Conversation::new(book(index), Mode::FullNat).tables();
+    run(vec![
+        case("IPv4: SCTP", tables(0)).step(
+            from(OUTSIDE, &sctp)
+                .by_tcx()
+                .passes(Some(Reason::UnsupportedProtocol)),
+        ),
+        case("IPv6: SCTP", tables(1)).step(
+            from(OUTSIDE, &sctp6)
+                .by_tcx()
+                .passes(Some(Reason::UnsupportedProtocol)),
+        ),
+    ]);
+}
