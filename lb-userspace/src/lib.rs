@@ -8,11 +8,13 @@
 pub mod attach;
 pub mod config;
 pub mod dataplane;
+pub mod diff;
 pub mod kernel;
 pub mod maglev;
 pub mod manifests;
 pub mod node;
 pub mod pins;
+pub mod plan;
 pub mod snapshot;
 pub mod tables;
 pub mod view;

@@ -1,0 +1,111 @@
+//! The operations that lead from the actual tables to the desired ones, in an order in which every
+//! packet in between finds tables that fit each other.
+//!
+//! ```text
+//! backends, members, extents, service ports, gateway endpoints, frontends, addresses   (make)
+//! addresses, frontends, service ports, extents, members, set epochs, gateway endpoints, backends
+//!                                                                                      (break)
+//! ```
+//! A VIP's frontends come before its address and go after it: the address is what makes the data
+//! path answer for every other port too, and it must never do so while frontends are missing.
+//!
+//! A service port that loses members is published twice: first with its new selections and its old
+//! set epoch, and once more with the new epoch when the members are gone. Whoever reads an epoch
+//! therefore finds the members of that epoch, or newer ones.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
+
+use crate::{
+    dataplane::TableOp,
+    tables::{ServiceRecord, TableSet},
+};
+
+/// The operations from `actual` to `desired`. Nothing, if they are equal.
+///
+/// `desired` must have been planned with `actual` as its previous tables: then no extent is written
+/// while a service port names it.
+pub fn diff(actual: &TableSet, desired: &TableSet) -> Vec<TableOp> {
+    let mut ops = Vec::new();
+    let losing: BTreeSet<u32> = gone(&actual.members, &desired.members)
+        .map(|(&(service, _), _)| service)
+        .collect();
+
+    ops.extend(
+        new(&actual.backends, &desired.backends).map(|(&id, r)| TableOp::SetBackend(id, *r)),
+    );
+    ops.extend(new(&actual.members, &desired.members).map(|(&k, &v)| TableOp::SetMember(k, v)));
+    ops.extend(
+        new(&actual.extents, &desired.extents)
+            .map(|(&element, table)| TableOp::WriteExtent(element, Arc::clone(table))),
+    );
+    let mut late = Vec::new();
+    for (&id, record) in new(&actual.services, &desired.services) {
+        let early = match actual.services.get(&id) {
+            Some(old) if losing.contains(&id) && old.epoch != record.epoch => {
+                late.push(TableOp::SetService(id, record.clone()));
+                let early = ServiceRecord {
+                    epoch: old.epoch,
+                    ..record.clone()
+                };
+                (early != *old).then_some(early)
+            }
+            _ => Some(record.clone()),
+        };
+        ops.extend(early.map(|record| TableOp::SetService(id, record)));
+    }
+    let endpoints = desired
+        .gateway_endpoints
+        .difference(&actual.gateway_endpoints);
+    ops.extend(endpoints.map(|&endpoint| TableOp::SetGatewayEndpoint(endpoint)));
+    ops.extend(
+        new(&actual.frontends, &desired.frontends).map(|(&id, r)| TableOp::SetFrontend(id, *r)),
+    );
+    ops.extend(
+        new(&actual.addresses, &desired.addresses).map(|(&a, &r)| TableOp::SetAddress(a, r)),
+    );
+
+    ops.extend(
+        gone(&actual.addresses, &desired.addresses).map(|(&a, _)| TableOp::RemoveAddress(a)),
+    );
+    ops.extend(
+        gone(&actual.frontends, &desired.frontends).map(|(&id, _)| TableOp::RemoveFrontend(id)),
+    );
+    ops.extend(
+        gone(&actual.services, &desired.services).map(|(&id, _)| TableOp::RemoveService(id)),
+    );
+    ops.extend(gone(&actual.extents, &desired.extents).map(|(&e, _)| TableOp::FreeExtent(e)));
+    ops.extend(gone(&actual.members, &desired.members).map(|(&k, _)| TableOp::RemoveMember(k)));
+    ops.append(&mut late);
+    let endpoints = actual
+        .gateway_endpoints
+        .difference(&desired.gateway_endpoints);
+    ops.extend(endpoints.map(|&endpoint| TableOp::RemoveGatewayEndpoint(endpoint)));
+    ops.extend(
+        gone(&actual.backends, &desired.backends).map(|(&id, _)| TableOp::RemoveBackend(id)),
+    );
+    ops
+}
+
+/// What `desired` has and `actual` has not, or has with another value.
+fn new<'a, K: Ord, V: PartialEq>(
+    actual: &'a BTreeMap<K, V>,
+    desired: &'a BTreeMap<K, V>,
+) -> impl Iterator<Item = (&'a K, &'a V)> {
+    desired
+        .iter()
+        .filter(|(key, value)| actual.get(key) != Some(value))
+}
+
+/// What `actual` has and `desired` has not.
+fn gone<'a, K: Ord, V>(
+    actual: &'a BTreeMap<K, V>,
+    desired: &'a BTreeMap<K, V>,
+) -> impl Iterator<Item = (&'a K, &'a V)> {
+    actual.iter().filter(|(key, _)| !desired.contains_key(key))
+}
+
+#[cfg(test)]
+mod tests;

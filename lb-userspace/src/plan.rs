@@ -1,0 +1,109 @@
+//! Decides what the tables should hold. Pure: no clock, no randomness, no I/O.
+//!
+//! ```text
+//! Snapshot -draft-> service ports with frontends and endpoint sets
+//!          -claims-> every frontend has one owner
+//!          -admit-> ids, and everything fits the tables
+//!          -publish-> Maglev tables in extents, epochs, records: TableSet
+//! ```
+//! Whatever `previous` already holds keeps its id and, if its backends are the same, its extent: so
+//! flows stay valid across plans and restarts, and a change costs what it changes.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use crate::{
+    node::NodeConfig,
+    snapshot::{Rejection, Snapshot},
+    tables::TableSet,
+};
+
+mod admit;
+mod arena;
+mod claims;
+mod draft;
+mod endpoints;
+mod ids;
+mod publish;
+
+/// What the tables should hold, and what we refused to put there.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+#[must_use]
+pub struct Plan {
+    /// The tables.
+    pub tables: TableSet,
+    /// What is not served, or only in part, and why.
+    pub rejected: Vec<Rejection>,
+    /// Service ports whose new backend set found no room beside the extents this plan gives back.
+    /// They keep their old set, if they had one: apply this plan, then plan again.
+    pub deferred: Vec<String>,
+}
+
+/// Ids which nothing in the tables names but a flow may: they are not handed out.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub struct Quarantine {
+    /// Service-port ids.
+    pub services: BTreeSet<u32>,
+    /// Backend ids.
+    pub backends: BTreeSet<u32>,
+    /// Last incarnation of backend ids which were used before and are free or in quarantine. An id
+    /// that is not here starts at 1.
+    pub incarnations: BTreeMap<u32, u32>,
+}
+
+/// Decides the tables for `snapshot`. Equal inputs give equal plans.
+///
+/// A Service that cannot be balanced is left out and named in [`Plan::rejected`]; it never fails
+/// the others.
+pub fn plan(
+    previous: &TableSet,
+    snapshot: &Snapshot,
+    node: &NodeConfig,
+    quarantine: &Quarantine,
+) -> Plan {
+    Planner::default().plan(previous, snapshot, node, quarantine)
+}
+
+/// Plans again and again. It remembers the Maglev tables it built; apart from the time it takes, a
+/// plan is the same as [`plan`]'s.
+#[derive(Debug, Default)]
+pub struct Planner {
+    tables: publish::TableCache,
+    raise_epochs: bool,
+}
+
+impl Planner {
+    /// Raises every set epoch in the next plan, so that UDP flows look at their backend once more.
+    ///
+    /// To be called when `previous` is a dump which an interrupted change may have left between
+    /// `MEMBERS` and the epoch: at start, and after an operation failed.
+    pub fn raise_epochs(&mut self) {
+        self.raise_epochs = true;
+    }
+
+    /// As [`plan`].
+    pub fn plan(
+        &mut self,
+        previous: &TableSet,
+        snapshot: &Snapshot,
+        node: &NodeConfig,
+        quarantine: &Quarantine,
+    ) -> Plan {
+        let mut rejected = Vec::new();
+        let mut drafts = draft::services(snapshot, node, &mut rejected);
+        claims::resolve(&mut drafts, previous, &mut rejected);
+        drafts.retain(|service| !service.ports.is_empty());
+        let admitted = admit::admit(drafts, previous, node, quarantine, &mut rejected);
+        let (tables, deferred) = publish::publish(&admitted, previous, node, self, &mut rejected);
+        self.raise_epochs = false;
+        rejected.sort_unstable();
+        rejected.dedup();
+        Plan {
+            tables,
+            rejected,
+            deferred,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

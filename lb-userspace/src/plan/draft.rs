@@ -1,0 +1,339 @@
+//! From Services to service ports: frontends, flags and endpoint sets, before anything is numbered.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+
+use lb_common::service::{ServiceName, frontend_flag, service_flag};
+
+use super::endpoints::{self, EndpointSets, Wanted};
+use crate::{
+    node::NodeConfig,
+    snapshot::{
+        FieldAddress, ObjectName, PortProtocol, Rejection, ServiceKind, ServiceObject,
+        ServicePortObject, SliceObject, Snapshot, TrafficPolicy,
+    },
+    tables::{Family, FrontendId, Protocol},
+};
+
+/// Annotation: on a gateway node, keep the client's address although the policy is `Cluster`.
+const KEEP_SOURCE: &str = "sluice.dev/keep-source";
+
+/// One Service with everything of it that may be served.
+#[derive(Clone, Debug)]
+pub(super) struct ServiceDraft {
+    pub(super) name: ObjectName,
+    /// Seconds since 1970, if known.
+    pub(super) created: Option<i64>,
+    pub(super) ports: Vec<PortDraft>,
+}
+
+/// One service port of one family.
+#[derive(Clone, Debug)]
+pub(super) struct PortDraft {
+    /// `namespace/name:port/PROTOCOL/FAMILY`, which keeps its id over time.
+    pub(super) name: String,
+    pub(super) family: Family,
+    pub(super) protocol: Protocol,
+    pub(super) frontends: Vec<Claim>,
+    /// Bits of [`service_flag`].
+    pub(super) flags: u32,
+    pub(super) affinity_seconds: u32,
+    pub(super) sets: EndpointSets,
+}
+
+/// A frontend a service port wants.
+#[derive(Clone, Debug)]
+pub(super) struct Claim {
+    pub(super) frontend: FrontendId,
+    /// Bits of [`frontend_flag`].
+    pub(super) flags: u32,
+    /// The field that asks for it.
+    pub(super) field: String,
+}
+
+/// Drafts every Service, in the order of names. Service ports without any frontend are left out.
+pub(super) fn services(
+    snapshot: &Snapshot,
+    node: &NodeConfig,
+    rejected: &mut Vec<Rejection>,
+) -> Vec<ServiceDraft> {
+    let mut slices: BTreeMap<(&str, &str), Vec<&SliceObject>> = BTreeMap::new();
+    for slice in snapshot.slices.values() {
+        let service = (slice.name.namespace.as_str(), slice.service.as_str());
+        slices.entry(service).or_default().push(slice);
+    }
+    let drafts = snapshot.services.values().map(|service| {
+        let key = (service.name.namespace.as_str(), service.name.name.as_str());
+        let slices = slices.get(&key).map_or(&[][..], Vec::as_slice);
+        Drafter {
+            service,
+            node,
+            rejected,
+        }
+        .draft(slices)
+    });
+    drafts.collect()
+}
+
+struct Drafter<'a> {
+    service: &'a ServiceObject,
+    node: &'a NodeConfig,
+    rejected: &'a mut Vec<Rejection>,
+}
+
+impl<'a> Drafter<'a> {
+    fn reject(&mut self, field: impl Into<String>, message: impl Into<String>) {
+        self.rejected
+            .push(Rejection::service(&self.service.name, field, message));
+    }
+
+    fn draft(mut self, slices: &[&SliceObject]) -> ServiceDraft {
+        let service = self.service;
+        self.check_addresses();
+        let keep_source = self.keeps_source();
+        let mut ports = Vec::new();
+        let usable = self.usable_ports();
+        for &family in &service.families {
+            let slices: Vec<_> = slices
+                .iter()
+                .copied()
+                .filter(|s| s.family == family)
+                .collect();
+            for &(port, protocol) in &usable {
+                let frontends = self.claims(port, protocol, family);
+                if !frontends.is_empty() {
+                    ports.extend(self.port(
+                        port,
+                        protocol,
+                        family,
+                        frontends,
+                        &slices,
+                        keep_source,
+                    ));
+                }
+            }
+        }
+        if ports.is_empty() && service.kind == ServiceKind::LoadBalancer && !usable.is_empty() {
+            self.reject(
+                "status.loadBalancer.ingress",
+                "has no address we serve, and nothing else of the Service does: it is not served",
+            );
+        }
+        ServiceDraft {
+            name: service.name.clone(),
+            created: service.created,
+            ports,
+        }
+    }
+
+    /// Says which of the Service's addresses are left out as a whole, and why.
+    fn check_addresses(&mut self) {
+        let service = self.service;
+        if !service.ingress_ips.is_empty() {
+            if service.kind != ServiceKind::LoadBalancer {
+                self.reject(
+                    "status.loadBalancer.ingress",
+                    "is not served: spec.type is not LoadBalancer",
+                );
+            } else if service.restricts_sources {
+                self.reject(
+                    "spec.loadBalancerSourceRanges",
+                    "is not enforced by this version: the load-balancer addresses are not served",
+                );
+            }
+        }
+        if !service.external_ips.is_empty() && !self.node.external_ips {
+            self.reject("spec.externalIPs", "are not served: externalIPs is off");
+        }
+    }
+
+    /// Whether backends elsewhere see the client's address: only a gateway can promise it.
+    fn keeps_source(&mut self) -> bool {
+        let asked = match self
+            .service
+            .annotations
+            .get(KEEP_SOURCE)
+            .map(String::as_str)
+        {
+            None | Some("false") => false,
+            Some("true") => {
+                if !self.node.gateway {
+                    self.reject(
+                        format!("metadata.annotations[{KEEP_SOURCE}]"),
+                        "needs a node with `gateway: true`; ignored",
+                    );
+                }
+                true
+            }
+            Some(other) => {
+                let message = format!("`{other}` is neither true nor false; ignored");
+                self.reject(format!("metadata.annotations[{KEEP_SOURCE}]"), message);
+                false
+            }
+        };
+        self.node.gateway && (asked || self.external_policy() == TrafficPolicy::Local)
+    }
+
+    /// `spec.externalTrafficPolicy`, which means nothing to a Service that is only internal.
+    fn external_policy(&self) -> TrafficPolicy {
+        let service = self.service;
+        if service.kind == ServiceKind::ClusterIp && service.external_ips.is_empty() {
+            TrafficPolicy::Cluster
+        } else {
+            service.external_policy
+        }
+    }
+
+    /// The ports we can balance that do not collide with an earlier one.
+    fn usable_ports(&mut self) -> Vec<(&'a ServicePortObject, Protocol)> {
+        let service = self.service;
+        let mut usable = Vec::new();
+        let mut taken = BTreeMap::new();
+        for port in &service.ports {
+            let field = |name: &str| format!("spec.ports[{}].{name}", port.index);
+            let PortProtocol::Balanced(protocol) = port.protocol else {
+                self.reject(
+                    field("protocol"),
+                    format!("{} is not balanced", port.protocol),
+                );
+                continue;
+            };
+            let mut uses = vec![
+                ("port", format!("port {}/{protocol}", port.port)),
+                ("name", format!("name `{}` of {protocol}", port.name)),
+            ];
+            if port.node_port != 0 && service.kind != ServiceKind::ClusterIp {
+                uses.push((
+                    "nodePort",
+                    format!("node port {}/{protocol}", port.node_port),
+                ));
+            }
+            let collision = uses
+                .iter()
+                .find_map(|(name, what)| Some((*name, what, *taken.get(what)?)));
+            if let Some((name, what, earlier)) = collision {
+                let message = format!("{what} is that of spec.ports[{earlier}], which keeps it");
+                self.reject(field(name), message);
+                continue;
+            }
+            taken.extend(uses.into_iter().map(|(_, what)| (what, port.index)));
+            usable.push((port, protocol));
+        }
+        usable
+    }
+
+    /// The frontends of one port in one family: cluster addresses, load-balancer addresses, external
+    /// addresses, node port. An address that is there twice counts once.
+    fn claims(&self, port: &ServicePortObject, protocol: Protocol, family: Family) -> Vec<Claim> {
+        let service = self.service;
+        let balanced = service.kind == ServiceKind::LoadBalancer && !service.restricts_sources;
+        let lists: [(&[FieldAddress], bool, u32); 3] = [
+            (&service.cluster_ips, true, frontend_flag::INTERNAL),
+            (&service.ingress_ips, balanced, frontend_flag::SOURCE_RANGES),
+            (&service.external_ips, self.node.external_ips, 0),
+        ];
+        let mut seen = BTreeSet::new();
+        let mut claims = Vec::new();
+        for (addresses, served, flags) in lists {
+            let of_family = |a: &&FieldAddress| served && Family::of(a.address) == family;
+            for FieldAddress { field, address } in addresses.iter().filter(of_family) {
+                if seen.insert(*address) {
+                    let frontend = FrontendId {
+                        address: *address,
+                        port: port.port,
+                        protocol,
+                    };
+                    claims.push(Claim {
+                        frontend,
+                        flags,
+                        field: field.clone(),
+                    });
+                }
+            }
+        }
+        let has_node_ports = service.kind != ServiceKind::ClusterIp
+            && self
+                .node
+                .node_port_addresses
+                .iter()
+                .any(|&a| Family::of(a) == family);
+        if port.node_port != 0 && has_node_ports {
+            let frontend = FrontendId {
+                address: family.unspecified(),
+                port: port.node_port,
+                protocol,
+            };
+            let field = format!("spec.ports[{}].nodePort", port.index);
+            claims.push(Claim {
+                frontend,
+                flags: 0,
+                field,
+            });
+        }
+        claims
+    }
+
+    fn port(
+        &mut self,
+        port: &ServicePortObject,
+        protocol: Protocol,
+        family: Family,
+        frontends: Vec<Claim>,
+        slices: &[&SliceObject],
+        keep_source: bool,
+    ) -> Option<PortDraft> {
+        let service = self.service;
+        let number = port.port.to_string();
+        let label = if port.name.is_empty() {
+            &number
+        } else {
+            &port.name
+        };
+        let name = format!("{}:{label}/{protocol}/{family}", service.name);
+        if name.len() > size_of::<ServiceName>() {
+            let message = format!("`{name}` is longer than {} bytes", size_of::<ServiceName>());
+            self.reject(format!("spec.ports[{}].name", port.index), message);
+            return None;
+        }
+        let external_local = self.external_policy() == TrafficPolicy::Local && !self.node.gateway;
+        let internal_local = service.internal_policy == TrafficPolicy::Local;
+        let is_external = |claim: &Claim| claim.flags & frontend_flag::INTERNAL == 0;
+        let wanted = Wanted {
+            // Also under `Local`: this node's own pods and processes may use every endpoint.
+            cluster: !internal_local || frontends.iter().any(is_external),
+            local: internal_local || external_local,
+            // A gateway stands for the cloud's load balancer, which knows no topology.
+            topology: !keep_source,
+        };
+        let sets = endpoints::sets(slices, &port.name, protocol, self.node, wanted);
+        let bit = |set: bool, bit: u32| if set { bit } else { 0 };
+        let flags = service_flag::LIVE
+            | bit(external_local, service_flag::EXTERNAL_LOCAL)
+            | bit(internal_local, service_flag::INTERNAL_LOCAL)
+            | bit(keep_source, service_flag::KEEP_SOURCE)
+            | bit(sets.any, service_flag::HAS_ENDPOINTS);
+        let affinity_seconds = service.affinity_seconds;
+        Some(PortDraft {
+            name,
+            family,
+            protocol,
+            frontends,
+            flags,
+            affinity_seconds,
+            sets,
+        })
+    }
+}
+
+/// The Service a service port's name names.
+pub(super) fn owner(name: &str) -> &str {
+    name.split_once(':').map_or(name, |(owner, _)| owner)
+}
+
+/// Addresses of a draft's frontends, node ports apart.
+pub(super) fn addresses(ports: &[PortDraft]) -> impl Iterator<Item = IpAddr> {
+    let claims = ports.iter().flat_map(|port| &port.frontends);
+    claims
+        .map(|claim| claim.frontend.address)
+        .filter(|address| !address.is_unspecified())
+}
