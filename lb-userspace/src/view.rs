@@ -1,6 +1,6 @@
 //! What an operator sees: pure functions from the tables' contents to rows, and rows to text.
 //!
-//! `lbctl` calls this module. Only [`read`] touches the kernel; everything else turns a
+//! `lbctl` calls this module. Only [`read`] and [`layout`] touch the kernel; everything else turns a
 //! [`contents::Contents`] into rows, which a table and JSON show with the same names.
 //!
 //! ```text
@@ -17,5 +17,9 @@ pub mod dump;
 mod fixture;
 pub mod flags;
 pub mod flows;
+pub mod layout;
+pub mod read;
 pub mod render;
 pub mod services;
+pub mod status;
+pub mod usage;

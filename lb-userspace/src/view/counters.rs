@@ -131,7 +131,7 @@ mod tests {
             .filter(|c| c.packets != 0)
             .collect();
         insta::assert_snapshot!(text_of(&counts, Output::Table), @r#"
-        NAME           KIND    VERDICT  PACKETS  BYTES
+        NAME           KIND    VERDICT  PACKETS      BYTES
         xdp_forwarded  event   -        1000000  100000000
         not_ours       reason  pass           5        500
         snat_miss      reason  drop           1        100

@@ -138,7 +138,8 @@ mod tests {
                 },
             );
             let text = text_of(&*sheet, Output::Json);
-            let parsed: serde_json::Value = serde_json::from_str(&text).expect(view.name());
+            let parsed: serde_json::Value = serde_json::from_str(&text)
+                .unwrap_or_else(|error| panic!("{}: {error}", view.name()));
             assert!(parsed.is_array(), "{}", view.name());
         }
     }
@@ -146,11 +147,12 @@ mod tests {
     #[test]
     fn every_view_of_the_fixture_as_a_table() {
         let quiet = [View::Counters, View::ServiceNames];
-        let mut all = String::new();
-        for view in View::ALL.iter().filter(|view| !quiet.contains(view)) {
-            all += &format!("[{}]\n{}\n", view.name(), text(view.name(), Output::Table));
-        }
-        insta::assert_snapshot!(all);
+        let views = View::ALL.iter().filter(|view| !quiet.contains(view));
+        let texts = views.map(|view| {
+            let text = text(view.name(), Output::Table);
+            format!("[{}]\n{text}", view.name())
+        });
+        insta::assert_snapshot!(texts.collect::<Vec<_>>().join("\n"));
     }
 
     #[test]

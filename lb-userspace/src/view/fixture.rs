@@ -229,7 +229,6 @@ pub(crate) fn contents() -> Contents {
         0x42,
     ));
     halves.push(udp6());
-    let gateway = Addr6([addr4("10.0.0.254").0, 0, 0, 0]);
     let tally = |packets| Tally {
         packets,
         bytes: packets * 100,
@@ -256,6 +255,18 @@ pub(crate) fn contents() -> Contents {
         }),
         closing6: None,
         flow_use: vec![4, 0, 0, 0],
+        fragments: vec![(
+            FragmentKey {
+                source: addr4("198.51.100.7").mapped(),
+                destination: addr4("192.0.2.1").mapped(),
+                id: 0x77,
+                protocol: protocol::UDP.into(),
+            },
+            FragmentPorts {
+                source_port: Be16::new(5353),
+                destination_port: Be16::new(53),
+            },
+        )],
         affinity: vec![(
             AffinityKey {
                 client: addr4("198.51.100.7").mapped(),
@@ -275,6 +286,23 @@ pub(crate) fn contents() -> Contents {
             vec![([32, a, b, c, d], 2)]
         },
         address_filter: vec![0, 0b101, 0],
+        service_traffic: [(1, traffic(1001))].into(),
+        backend_traffic: [(1, traffic(601)), (2, traffic(401))].into(),
+        reply_budget: vec![
+            Tally {
+                packets: 998,
+                bytes: 2,
+            },
+            Tally::default(),
+        ],
+        ..network()
+    }
+}
+
+/// Its devices, neighbours and clock.
+fn network() -> Contents {
+    let gateway = Addr6([addr4("10.0.0.254").0, 0, 0, 0]);
+    Contents {
         next_hops: [(
             1,
             NextHop {
@@ -321,33 +349,12 @@ pub(crate) fn contents() -> Contents {
         )]
         .into(),
         snat6: [].into(),
-        fragments: vec![(
-            FragmentKey {
-                source: addr4("198.51.100.7").mapped(),
-                destination: addr4("192.0.2.1").mapped(),
-                id: 0x77,
-                protocol: protocol::UDP.into(),
-            },
-            FragmentPorts {
-                source_port: Be16::new(5353),
-                destination_port: Be16::new(53),
-            },
-        )],
         route_generation: 3,
-        counters: Vec::new(),
-        service_traffic: [(1, traffic(1001))].into(),
-        backend_traffic: [(1, traffic(601)), (2, traffic(401))].into(),
-        reply_budget: vec![
-            Tally {
-                packets: 998,
-                bytes: 2,
-            },
-            Tally::default(),
-        ],
         interfaces: [(7, "eth1".into())].into(),
         clock: Some(Clock {
             now: 1000,
             shift: 10,
         }),
+        ..Contents::default()
     }
 }

@@ -80,7 +80,7 @@ mod tests {
 
     #[test]
     fn words_of_bits() {
-        let cases: &[(&str, u32, &[(u32, &str)], &str)] = &[
+        let cases = [
             ("none", 0, MEMBER, ""),
             ("one", member_flag::LOCAL, MEMBER, "local"),
             ("all", 7, MEMBER, "cluster local serving"),
@@ -92,7 +92,7 @@ mod tests {
                 "internal 0x200",
             ),
         ];
-        for &(name, bits, names, expected) in cases {
+        for (name, bits, names, expected) in cases {
             assert_eq!(words(bits, names).join(" "), expected, "{name}");
         }
     }

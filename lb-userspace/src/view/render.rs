@@ -2,7 +2,7 @@
 
 use std::io::{self, Write};
 
-use comfy_table::{Cell, CellAlignment, Table, presets};
+use comfy_table::{CellAlignment, Table, presets};
 use serde::Serialize;
 use serde_json::Value;
 
@@ -60,23 +60,30 @@ pub fn json<T: Serialize + ?Sized>(value: &T, writer: &mut dyn Write) -> io::Res
 pub fn table<T: Serialize>(rows: &[T], writer: &mut dyn Write) -> io::Result<()> {
     let mut table = Table::new();
     table.load_style(presets::NOTHING);
+    let mut numbers: Vec<bool> = Vec::new();
     for row in rows {
         let Value::Object(fields) = serde_json::to_value(row)? else {
             return Err(io::Error::other("a row is not a struct"));
         };
         if table.header().is_none() {
             table.set_header(fields.keys().map(|key| title(key)));
+            numbers = vec![true; fields.len()];
         }
-        table.add_row(fields.values().map(cell));
+        for (is_number, value) in numbers.iter_mut().zip(fields.values()) {
+            *is_number &= value.is_number() || value.is_null();
+        }
+        table.add_row(fields.values().map(text));
     }
-    for column in table.column_iter_mut() {
+    for (column, is_number) in table.column_iter_mut().zip(numbers) {
         column.set_padding((0, 2));
+        if is_number {
+            column.set_cell_alignment(CellAlignment::Right);
+        }
     }
     if rows.is_empty() {
-        Ok(())
-    } else {
-        writeln!(writer, "{}", table.trim_fmt())
+        return Ok(());
     }
+    writeln!(writer, "{}", table.trim_fmt())
 }
 
 /// `newFlows` → `NEW FLOWS`.
@@ -89,15 +96,6 @@ fn title(key: &str) -> String {
         title.push(c.to_ascii_uppercase());
     }
     title
-}
-
-fn cell(value: &Value) -> Cell {
-    let alignment = if value.is_number() {
-        CellAlignment::Right
-    } else {
-        CellAlignment::Left
-    };
-    Cell::new(text(value)).set_alignment(alignment)
 }
 
 /// A value on one line: `-` for nothing, a list by commas.
