@@ -1,0 +1,257 @@
+//! What netlink has told us, and which of it matters to a packet.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+};
+
+/// A network device.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub struct Link {
+    /// Name.
+    pub name: String,
+    /// MAC; `None` for devices without an Ethernet header.
+    pub mac: Option<[u8; 6]>,
+    /// MTU in bytes of IP packet.
+    pub mtu: u32,
+    /// Administratively up, and the carrier is there.
+    pub up: bool,
+    /// The loopback device.
+    pub loopback: bool,
+    /// Device below and VLAN id, of a VLAN device.
+    pub vlan: Option<(u32, u16)>,
+}
+
+/// An address of a device.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(super) struct Address {
+    pub(super) address: IpAddr,
+    /// A source address the kernel itself would choose: global, not secondary, temporary,
+    /// deprecated or tentative.
+    pub(super) primary: bool,
+}
+
+/// How much a message changed; each includes what stands before it.
+#[derive(Clone, Copy, Debug, Default, Eq, Ord, PartialEq, PartialOrd)]
+pub(super) enum Change {
+    /// Nothing a packet would notice.
+    #[default]
+    Nothing,
+    /// A neighbour: flows must look again.
+    Neighbours,
+    /// A route: what leads where must be looked up again.
+    Routes,
+    /// A link or an address: the tables must be decided anew.
+    Tables,
+}
+
+/// Links, addresses and neighbours of the node.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub struct Network {
+    links: BTreeMap<u32, Link>,
+    addresses: BTreeMap<u32, Vec<Address>>,
+    neighbours: BTreeMap<(u32, IpAddr), [u8; 6]>,
+}
+
+impl Network {
+    /// Every device by interface index.
+    pub const fn links(&self) -> &BTreeMap<u32, Link> {
+        &self.links
+    }
+
+    /// Every address of the node, on any device but the loopback.
+    pub fn addresses(&self) -> BTreeSet<IpAddr> {
+        let devices = self
+            .addresses
+            .iter()
+            .filter(|(ifindex, _)| !self.is_loopback(**ifindex));
+        devices
+            .flat_map(|(_, addresses)| addresses.iter().map(|a| a.address))
+            .collect()
+    }
+
+    /// The address of a device the kernel would use as a source, one of each family.
+    pub fn primary(&self, ifindex: u32) -> (Option<IpAddr>, Option<IpAddr>) {
+        let addresses = self
+            .addresses
+            .get(&ifindex)
+            .map(Vec::as_slice)
+            .unwrap_or_default();
+        let first = |v4: bool| {
+            let of_family = |a: &&Address| a.primary && a.address.is_ipv4() == v4;
+            addresses.iter().find(of_family).map(|a| a.address)
+        };
+        (first(true), first(false))
+    }
+
+    /// Interface index of a device by name.
+    pub fn index(&self, name: &str) -> Option<u32> {
+        self.links
+            .iter()
+            .find(|(_, link)| link.name == name)
+            .map(|(index, _)| *index)
+    }
+
+    fn is_loopback(&self, ifindex: u32) -> bool {
+        self.links.get(&ifindex).is_some_and(|link| link.loopback)
+    }
+
+    pub(super) fn set_link(&mut self, ifindex: u32, link: Link) -> Change {
+        if self.links.get(&ifindex) == Some(&link) {
+            return Change::Nothing;
+        }
+        self.links.insert(ifindex, link);
+        Change::Tables
+    }
+
+    pub(super) fn remove_link(&mut self, ifindex: u32) -> Change {
+        self.addresses.remove(&ifindex);
+        self.neighbours.retain(|(device, _), _| *device != ifindex);
+        if self.links.remove(&ifindex).is_some() {
+            Change::Tables
+        } else {
+            Change::Nothing
+        }
+    }
+
+    pub(super) fn set_address(&mut self, ifindex: u32, address: Address) -> Change {
+        let addresses = self.addresses.entry(ifindex).or_default();
+        match addresses.iter_mut().find(|a| a.address == address.address) {
+            Some(known) if *known == address => return Change::Nothing,
+            Some(known) => *known = address,
+            None => addresses.push(address),
+        }
+        Change::Tables
+    }
+
+    pub(super) fn remove_address(&mut self, ifindex: u32, address: IpAddr) -> Change {
+        let Some(addresses) = self.addresses.get_mut(&ifindex) else {
+            return Change::Nothing;
+        };
+        let before = addresses.len();
+        addresses.retain(|a| a.address != address);
+        if addresses.len() == before {
+            Change::Nothing
+        } else {
+            Change::Tables
+        }
+    }
+
+    /// `mac` is `None` for a neighbour that cannot be sent to.
+    pub(super) fn set_neighbour(
+        &mut self,
+        ifindex: u32,
+        address: IpAddr,
+        mac: Option<[u8; 6]>,
+    ) -> Change {
+        let before = match mac {
+            Some(mac) => self.neighbours.insert((ifindex, address), mac),
+            None => self.neighbours.remove(&(ifindex, address)),
+        };
+        // Most messages only say that a neighbour is still, or no longer, confirmed.
+        if before == mac {
+            Change::Nothing
+        } else {
+            Change::Neighbours
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn address(text: &str) -> IpAddr {
+        text.parse().expect("an address")
+    }
+
+    #[test]
+    fn only_what_a_packet_would_notice_is_a_change() {
+        let mut network = Network::default();
+        let link = Link {
+            name: "lb0".to_owned(),
+            mtu: 1500,
+            up: true,
+            ..Link::default()
+        };
+        let neighbour = address("192.0.2.9");
+        let steps = [
+            (
+                "new link",
+                network.set_link(2, link.clone()),
+                Change::Tables,
+            ),
+            (
+                "same link",
+                network.set_link(2, link.clone()),
+                Change::Nothing,
+            ),
+            (
+                "MTU",
+                network.set_link(2, Link { mtu: 1400, ..link }),
+                Change::Tables,
+            ),
+            (
+                "resolved",
+                network.set_neighbour(2, neighbour, Some([1; 6])),
+                Change::Neighbours,
+            ),
+            (
+                "confirmed",
+                network.set_neighbour(2, neighbour, Some([1; 6])),
+                Change::Nothing,
+            ),
+            (
+                "moved",
+                network.set_neighbour(2, neighbour, Some([2; 6])),
+                Change::Neighbours,
+            ),
+            (
+                "failed",
+                network.set_neighbour(2, neighbour, None),
+                Change::Neighbours,
+            ),
+            (
+                "still failed",
+                network.set_neighbour(2, neighbour, None),
+                Change::Nothing,
+            ),
+            ("link gone", network.remove_link(2), Change::Tables),
+            ("unknown link", network.remove_link(2), Change::Nothing),
+        ];
+        for (name, change, expected) in steps {
+            assert_eq!(change, expected, "{name}");
+        }
+    }
+
+    #[test]
+    fn the_loopback_s_addresses_are_not_the_node_s() {
+        let mut network = Network::default();
+        network.set_link(
+            1,
+            Link {
+                loopback: true,
+                ..Link::default()
+            },
+        );
+        network.set_link(2, Link::default());
+        for (ifindex, text, primary) in [
+            (1, "192.0.2.1", true),
+            (2, "192.0.2.2", false),
+            (2, "192.0.2.3", true),
+        ] {
+            network.set_address(
+                ifindex,
+                Address {
+                    address: address(text),
+                    primary,
+                },
+            );
+        }
+        assert_eq!(
+            network.addresses(),
+            BTreeSet::from([address("192.0.2.2"), address("192.0.2.3")])
+        );
+        assert_eq!(network.primary(2), (Some(address("192.0.2.3")), None));
+    }
+}

@@ -1,0 +1,444 @@
+//! The device tables: decided from the network, and written as far as they differ.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    io,
+    net::IpAddr,
+};
+
+use lb_common::{
+    addr::{Addr4, Addr6},
+    device::{Device, SnatAddress, device_flag},
+    flow::{filter_position4, filter_position6},
+    names,
+};
+use tracing::warn;
+
+use super::network::{Link, Network};
+use crate::{
+    kernel::{Map, Mapping},
+    pins::PinDirectory,
+};
+
+/// Where SNAT addresses come from.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct SnatPolicy {
+    /// Addresses nobody else on the node uses. A family without one shares the node's own.
+    pub addresses: Vec<IpAddr>,
+    /// A masquerade on the node takes ports from 1,024 on: ours must lie below.
+    pub masquerade: bool,
+}
+
+impl SnatPolicy {
+    /// First port and number of ports on an address nobody else uses.
+    const EXCLUSIVE: (u32, u32) = (1_024, 64_512);
+
+    /// First port and number of ports on the node's own address.
+    const fn shared(&self) -> (u32, u32) {
+        if self.masquerade {
+            (1, 1_023)
+        } else {
+            (1_024, 28_976)
+        }
+    }
+
+    fn exclusive(&self, v4: bool) -> impl Iterator<Item = IpAddr> {
+        self.addresses
+            .iter()
+            .copied()
+            .filter(move |address| address.is_ipv4() == v4)
+    }
+}
+
+/// `DEVICES`, `DEVICE_INDEX`, `SNAT_V4` and `SNAT_V6`.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub struct DeviceTables {
+    /// By device index; 0 is never assigned.
+    pub devices: BTreeMap<u32, Device>,
+    /// By element.
+    pub snat_v4: BTreeMap<u32, SnatAddress>,
+    /// By element.
+    pub snat_v6: BTreeMap<u32, SnatAddress>,
+}
+
+/// Capacities of the tables.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Room {
+    pub(super) devices: u32,
+    pub(super) snat: u32,
+}
+
+impl DeviceTables {
+    /// The tables for `network`. Device indices and SNAT elements of `self` are kept: next hops and
+    /// flows name them. `redirectable` are the devices XDP may send to.
+    pub(super) fn decide(
+        &self,
+        network: &Network,
+        redirectable: &BTreeSet<u32>,
+        snat: &SnatPolicy,
+        room: Room,
+    ) -> Self {
+        let mut next = Self::default();
+        let mut indices: BTreeMap<u32, u32> = self
+            .devices
+            .iter()
+            .map(|(index, device)| (device.ifindex, *index))
+            .collect();
+        let usable = |link: &Link| !link.loopback;
+        indices.retain(|ifindex, _| network.links().get(ifindex).is_some_and(usable));
+        // A fresh index before one used earlier: a next hop may still name that.
+        let mut fresh = self.devices.keys().copied().max().unwrap_or(0) + 1;
+        for (&ifindex, link) in network.links().iter().filter(|(_, link)| usable(link)) {
+            let index = indices.get(&ifindex).copied().or_else(|| {
+                let taken: BTreeSet<u32> = indices.values().copied().collect();
+                let index = (fresh..room.devices)
+                    .chain(1..fresh)
+                    .find(|i| !taken.contains(i))?;
+                fresh = index + 1;
+                indices.insert(ifindex, index);
+                Some(index)
+            });
+            let Some(index) = index.filter(|index| *index < room.devices) else {
+                warn!(
+                    device = link.name,
+                    "DEVICES is full: the fast path does not use the device"
+                );
+                continue;
+            };
+            let (v4, v6) = network.primary(ifindex);
+            let first = |slice: Option<(u16, u16)>| slice.unwrap_or_default();
+            let (snat4_first, snat4_count) = first(snat_slice(
+                &self.snat_v4,
+                &mut next.snat_v4,
+                snat,
+                true,
+                v4,
+                room.snat,
+            ));
+            let (snat6_first, snat6_count) = first(snat_slice(
+                &self.snat_v6,
+                &mut next.snat_v6,
+                snat,
+                false,
+                v6,
+                room.snat,
+            ));
+            let mut flags = 0;
+            if link.mac.is_none() {
+                flags |= device_flag::NO_ETHERNET;
+            } else if link.up && link.vlan.is_none() && redirectable.contains(&ifindex) {
+                flags |= device_flag::REDIRECT;
+            }
+            let (vlan_parent, vlan_id) = link.vlan.unwrap_or_default();
+            let device = Device {
+                ifindex,
+                mtu: link.mtu,
+                mac: link.mac.unwrap_or_default(),
+                flags,
+                snat4_first,
+                snat4_count,
+                snat6_first,
+                snat6_count,
+                vlan_parent,
+                vlan_id,
+                index: u16::try_from(index).unwrap_or(0),
+            };
+            next.devices.insert(index, device);
+        }
+        next
+    }
+}
+
+/// The elements a device uses: first and count. Puts them into `next`.
+fn snat_slice(
+    previous: &BTreeMap<u32, SnatAddress>,
+    next: &mut BTreeMap<u32, SnatAddress>,
+    policy: &SnatPolicy,
+    v4: bool,
+    own: Option<IpAddr>,
+    room: u32,
+) -> Option<(u16, u16)> {
+    let element = |address: IpAddr, (first_port, port_count): (u32, u32)| SnatAddress {
+        address: snat_address(address),
+        first_port,
+        port_count,
+    };
+    let exclusive: Vec<_> = policy
+        .exclusive(v4)
+        .map(|address| element(address, SnatPolicy::EXCLUSIVE))
+        .collect();
+    if !exclusive.is_empty() {
+        let count = u16::try_from(exclusive.len().min(room as usize)).ok()?;
+        next.extend((0_u32..u32::from(count)).zip(exclusive));
+        return Some((0, count));
+    }
+    let wanted = element(own?, policy.shared());
+    let same = |(_, e): &(&u32, &SnatAddress)| e.address == wanted.address;
+    let free = |index: &u32| !next.contains_key(index);
+    let index = next
+        .iter()
+        .find(same)
+        .or_else(|| previous.iter().filter(|(index, _)| free(index)).find(same))
+        .map(|(index, _)| *index)
+        .or_else(|| (0..room).find(|i| free(i) && !previous.contains_key(i)))
+        .or_else(|| (0..room).find(free))?;
+    next.insert(index, wanted);
+    Some((u16::try_from(index).ok()?, 1))
+}
+
+/// The address as `SNAT_V4` and `SNAT_V6` hold it: IPv4 in the first word.
+fn snat_address(address: IpAddr) -> Addr6 {
+    match address {
+        IpAddr::V4(address) => Addr6([Addr4::from(address).0, 0, 0, 0]),
+        IpAddr::V6(address) => address.into(),
+    }
+}
+
+/// Writes the tables, as far as they changed.
+#[derive(Debug)]
+pub(super) struct DeviceWriter {
+    devices: Map,
+    index: Map,
+    snat_v4: Map,
+    snat_v6: Map,
+    filter: Mapping,
+    generation: Mapping,
+    /// What the maps hold.
+    pub(super) written: DeviceTables,
+}
+
+impl DeviceWriter {
+    /// Opens the maps and reads what an earlier agent left in them.
+    ///
+    /// # Errors
+    ///
+    /// If a map cannot be opened or read.
+    pub(super) fn open(pins: &PinDirectory) -> io::Result<Self> {
+        let open = |name: &str| Map::open_pinned(&pins.map(name));
+        let (devices, index) = (open(names::DEVICES)?, open(names::DEVICE_INDEX)?);
+        let (snat_v4, snat_v6) = (open(names::SNAT_V4)?, open(names::SNAT_V6)?);
+        let live = |map: &Map| {
+            let all = map.read_all::<u32, SnatAddress>()?;
+            Ok::<_, io::Error>(all.into_iter().filter(|(_, e)| e.port_count != 0).collect())
+        };
+        let all = devices.read_all::<u32, Device>()?;
+        let written = DeviceTables {
+            devices: all
+                .into_iter()
+                .filter(|(_, device)| device.ifindex != 0)
+                .collect(),
+            snat_v4: live(&snat_v4)?,
+            snat_v6: live(&snat_v6)?,
+        };
+        Ok(Self {
+            devices,
+            index,
+            snat_v4,
+            snat_v6,
+            filter: Mapping::new(&open(names::ADDRESS_FILTER)?)?,
+            generation: Mapping::new(&open(names::ROUTE_GENERATION)?)?,
+            written,
+        })
+    }
+
+    pub(super) fn room(&self) -> Room {
+        let snat = self
+            .snat_v4
+            .info()
+            .max_entries
+            .min(self.snat_v6.info().max_entries);
+        Room {
+            devices: self.devices.info().max_entries,
+            snat,
+        }
+    }
+
+    /// Writes what differs: what a device names before the device, devices before their index.
+    ///
+    /// # Errors
+    ///
+    /// If a map cannot be written; the next call writes the same again.
+    pub(super) fn write(&mut self, next: DeviceTables) -> io::Result<()> {
+        for (map, old, new, v4) in [
+            (&self.snat_v4, &self.written.snat_v4, &next.snat_v4, true),
+            (&self.snat_v6, &self.written.snat_v6, &next.snat_v6, false),
+        ] {
+            for (element, address) in new.iter().filter(|(e, a)| old.get(e) != Some(a)) {
+                self.mark(address, v4)?;
+                map.update(element, address)?;
+            }
+        }
+        for (index, device) in &next.devices {
+            if self.written.devices.get(index) != Some(device) {
+                self.devices.update(index, device)?;
+                self.index.update(&device.ifindex, index)?;
+            }
+        }
+        for (index, device) in &self.written.devices {
+            if next
+                .devices
+                .get(index)
+                .is_none_or(|new| new.ifindex != device.ifindex)
+            {
+                if next
+                    .devices
+                    .values()
+                    .all(|new| new.ifindex != device.ifindex)
+                {
+                    self.index.delete(&device.ifindex)?;
+                }
+                if !next.devices.contains_key(index) {
+                    self.devices.update(index, &Device::default())?;
+                }
+            }
+        }
+        for (map, old, new) in [
+            (&self.snat_v4, &self.written.snat_v4, &next.snat_v4),
+            (&self.snat_v6, &self.written.snat_v6, &next.snat_v6),
+        ] {
+            for element in old.keys().filter(|element| !new.contains_key(element)) {
+                map.update(element, &SnatAddress::default())?;
+            }
+        }
+        self.written = next;
+        Ok(())
+    }
+
+    /// Tells the data path that routes or neighbours moved.
+    pub(super) fn raise_generation(&self) -> io::Result<()> {
+        self.generation.add_u32(0, 1).map(drop)
+    }
+
+    /// Replies to an SNAT address must be looked at before the first of them is sent for.
+    fn mark(&self, element: &SnatAddress, v4: bool) -> io::Result<()> {
+        let Addr6([first, ..]) = element.address;
+        let (word, bit) = if v4 {
+            filter_position4(Addr4(first))
+        } else {
+            filter_position6(element.address)
+        };
+        self.filter.or_u64(word as usize * 8, 1 << bit)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{super::network::Address, *};
+
+    const ROOM: Room = Room {
+        devices: 8,
+        snat: 4,
+    };
+    const SHARED: SnatPolicy = SnatPolicy {
+        addresses: Vec::new(),
+        masquerade: true,
+    };
+
+    fn ip(text: &str) -> IpAddr {
+        text.parse().expect("an address")
+    }
+
+    fn network(links: &[(u32, &str)]) -> Network {
+        let mut network = Network::default();
+        network.set_link(
+            1,
+            Link {
+                loopback: true,
+                ..Link::default()
+            },
+        );
+        for (ifindex, address) in links {
+            let link = Link {
+                name: format!("lb{ifindex}"),
+                mac: Some([2, 0, 0, 0, 0, 1]),
+                mtu: 1500,
+                up: true,
+                ..Link::default()
+            };
+            network.set_link(*ifindex, link);
+            network.set_address(
+                *ifindex,
+                Address {
+                    address: ip(address),
+                    primary: true,
+                },
+            );
+        }
+        network
+    }
+
+    #[test]
+    fn indices_stay_and_are_not_reused_at_once() {
+        let redirectable = BTreeSet::from([4]);
+        let before = DeviceTables::default().decide(
+            &network(&[(3, "192.0.2.3"), (4, "192.0.2.4")]),
+            &redirectable,
+            &SHARED,
+            ROOM,
+        );
+        assert_eq!(before.devices.keys().copied().collect::<Vec<_>>(), [1, 2]);
+        assert_eq!(before.devices[&1].flags, 0);
+        assert_eq!(before.devices[&2].flags, device_flag::REDIRECT);
+        let after = before.decide(
+            &network(&[(4, "192.0.2.4"), (9, "192.0.2.9")]),
+            &redirectable,
+            &SHARED,
+            ROOM,
+        );
+        let pairs: Vec<_> = after.devices.iter().map(|(i, d)| (*i, d.ifindex)).collect();
+        assert_eq!(pairs, [(2, 4), (3, 9)]);
+        assert_eq!(
+            after.devices[&2].snat4_first,
+            before.devices[&2].snat4_first
+        );
+        assert_eq!(after.snat_v4.len(), 2);
+    }
+
+    #[test]
+    fn shared_addresses_leave_the_masquerade_s_ports_alone() {
+        for (masquerade, expected) in [(true, (1, 1_023)), (false, (1_024, 28_976))] {
+            let policy = SnatPolicy {
+                masquerade,
+                ..SHARED
+            };
+            let tables = DeviceTables::default().decide(
+                &network(&[(3, "192.0.2.3")]),
+                &BTreeSet::new(),
+                &policy,
+                ROOM,
+            );
+            let element = tables.snat_v4[&0];
+            assert_eq!((element.first_port, element.port_count), expected);
+        }
+    }
+
+    #[test]
+    fn exclusive_addresses_serve_every_device() {
+        let policy = SnatPolicy {
+            addresses: vec![ip("203.0.113.1"), ip("2001:db8::1"), ip("203.0.113.2")],
+            masquerade: true,
+        };
+        let tables = DeviceTables::default().decide(
+            &network(&[(3, "192.0.2.3"), (4, "192.0.2.4")]),
+            &BTreeSet::new(),
+            &policy,
+            ROOM,
+        );
+        for device in tables.devices.values() {
+            assert_eq!((device.snat4_first, device.snat4_count), (0, 2));
+            assert_eq!((device.snat6_first, device.snat6_count), (0, 1));
+        }
+        assert_eq!(tables.snat_v4[&1].first_port, 1_024);
+        assert_eq!(tables.snat_v4[&1].port_count, 64_512);
+    }
+
+    #[test]
+    fn tables_without_room_leave_devices_out() {
+        let links: Vec<_> = (2..20).map(|ifindex| (ifindex, "192.0.2.3")).collect();
+        let tables =
+            DeviceTables::default().decide(&network(&links), &BTreeSet::new(), &SHARED, ROOM);
+        assert_eq!(tables.devices.len(), 7);
+        // One address, one element.
+        assert_eq!(tables.snat_v4.len(), 1);
+    }
+}
