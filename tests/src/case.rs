@@ -103,15 +103,15 @@ impl Case {
         })
     }
 
-    fn run(&self, hook: Hook) -> Result<(), String> {
-        let mut lab = Lab::new(hook, &self.config);
+    fn run(&self, lab: &mut Lab, hook: Hook) -> Result<(), String> {
+        lab.reset(hook);
         lab.apply(&self.tables.build(1));
         let mut number = 0;
         for doing in &self.steps {
             match doing {
                 Doing::Packet(step) => {
                     number += 1;
-                    step.run(&lab).map_err(|error| {
+                    step.run(lab).map_err(|error| {
                         let name = format!("{} {hook:?} step {number}", self.name);
                         let frames = step.frames();
                         let file = pcap::write(&name, &frames).map_or_else(
@@ -122,7 +122,7 @@ impl Case {
                         format!("step {number}: {error}\n  flows:\n{flows}  frames: {file}")
                     })?;
                 }
-                Doing::Other(act) => act(&mut lab),
+                Doing::Other(act) => act(lab),
             }
         }
         Ok(())
@@ -138,13 +138,15 @@ pub fn run(cases: Vec<Case>) {
     let hooks = std::env::var("SLUICE_HOOK").unwrap_or_default();
     in_network(move || {
         let (mut failures, mut total) = (Vec::new(), 0);
+        let mut labs: BTreeMap<Config, Lab> = BTreeMap::new();
         for case in cases.iter().filter(|case| case.name.contains(&wanted)) {
             for &hook in &case.hooks {
                 if !hooks.is_empty() && !format!("{hook:?}").eq_ignore_ascii_case(&hooks) {
                     continue;
                 }
                 total += 1;
-                let run = std::panic::AssertUnwindSafe(|| case.run(hook));
+                let lab = labs.entry(case.config).or_insert_with_key(Lab::new);
+                let run = std::panic::AssertUnwindSafe(|| case.run(lab, hook));
                 let outcome = std::panic::catch_unwind(run).unwrap_or_else(|panic| {
                     let text = panic.downcast_ref::<String>().cloned();
                     let text =
@@ -413,8 +415,9 @@ impl Step {
         }
         let length = self.input.ip_length();
         for (name, tally) in &found.counters {
-            // Another flow's leaving is not this packet's doing.
-            if *name != Event::FlowRetired.name() && tally.bytes != tally.packets * length {
+            // Another flow's end is not this packet's doing.
+            let other = [Event::FlowRetired.name(), Event::SnatTakenOver.name()].contains(name);
+            if !other && tally.bytes != tally.packets * length {
                 let wanted = tally.packets * length;
                 return Err(format!(
                     "{name} counted {} bytes instead of {wanted}",

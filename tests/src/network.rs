@@ -127,6 +127,7 @@ fn script() -> String {
             }
         }
     }
+    out.push_str("route add unreachable 10.99.0.0/16\nroute add unreachable 2001:db8:dead::/48\n");
     out.push_str("route add default via 198.51.100.254 dev lb0\n");
     out.push_str("route add default via 2001:db8:100::fe dev lb0\n");
     out

@@ -432,6 +432,12 @@ impl Packet {
         self
     }
 
+    /// `length` bytes more after what is there.
+    pub fn payload_extended(mut self, length: usize) -> Self {
+        self.payload.extend((0..=255).cycle().take(length));
+        self
+    }
+
     fn check(mut self, value: Check) -> Self {
         match &mut self.transport {
             Transport::Tcp(tcp) => tcp.check = value,

@@ -15,12 +15,17 @@ use aya::{
 use lb_common::{
     addr::Addr6,
     config::{Config, UnknownFlows},
-    conntrack::{Entry4, Entry6},
-    device::{Device, SnatAddress, device_flag},
+    conntrack::{Closing4, Closing6, Entry4, Entry6},
+    device::{Device, NextHop, NextHopKey, SnatAddress, device_flag},
     flow::{Flow4, Flow6},
     names,
     reason::Counter,
+    service::{
+        FragmentKey, FragmentPorts,
+        affinity::{Affinity, AffinityKey},
+    },
     traffic::{Tally, Traffic},
+    wire::Wire,
 };
 use lb_userspace::{
     dataplane::{Dataplane as _, bpf::BpfDataplane},
@@ -117,7 +122,9 @@ impl std::fmt::Debug for Lab {
 
 impl Lab {
     /// Loads the object into fresh maps and describes the devices of [`crate::network`] to it.
-    pub fn new(hook: Hook, config: &Config) -> Self {
+    ///
+    /// Loading is slow, most of it the verifier's work: [`Self::reset`] serves the next case.
+    pub fn new(config: &Config) -> Self {
         static NUMBER: AtomicU32 = AtomicU32::new(0);
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
         let root = PathBuf::from(format!(
@@ -144,10 +151,10 @@ impl Lab {
             ebpf,
             dataplane,
             root,
-            hook,
+            hook: Hook::Xdp,
         };
         lab.load_programs();
-        lab.describe_devices();
+        lab.reset(Hook::Xdp);
         lab
     }
 
@@ -183,6 +190,50 @@ impl Lab {
                 .load()
                 .unwrap_or_else(|e| panic!("the verifier rejects {name}: {e}"));
         }
+    }
+
+    /// Forgets every table, flow and next hop. Counters count on.
+    pub fn reset(&mut self, hook: Hook) {
+        self.hook = hook;
+        self.apply(&TableSet::default());
+        self.dataplane
+            .rebuild_filter(&TableSet::default(), [])
+            .expect("ADDRESS_FILTER");
+        for name in [names::FLOWS_V4, names::EMBRYONIC_V4] {
+            self.clear::<Flow4, Entry4>(name);
+        }
+        for name in [names::FLOWS_V6, names::EMBRYONIC_V6] {
+            self.clear::<Flow6, Entry6>(name);
+        }
+        self.clear::<FragmentKey, FragmentPorts>(names::FRAGMENTS);
+        self.clear::<AffinityKey, Affinity>(names::AFFINITY);
+        self.clear::<NextHopKey, u32>(names::NEXT_HOP_INDEX);
+        while let Some(Closing4 { .. }) = self.map(names::CLOSING_V4).pop().expect("CLOSING_V4") {}
+        while let Some(Closing6 { .. }) = self.map(names::CLOSING_V6).pop().expect("CLOSING_V6") {}
+        let uses = self.map(names::FLOW_USE);
+        for element in 0..uses.info().max_entries {
+            uses.update(&element, &0_u64).expect("FLOW_USE");
+        }
+        let free = self.map(names::NEXT_HOP_FREE);
+        while free.pop::<u32>().expect("NEXT_HOP_FREE").is_some() {}
+        let hops = self.map(names::NEXT_HOPS);
+        let numbers: Vec<u32> = (0..SMALL).collect();
+        hops.update_batch(&numbers, &vec![NextHop::default(); numbers.len()])
+            .expect("NEXT_HOPS");
+        for number in 1..SMALL {
+            free.push(&number).expect("NEXT_HOP_FREE");
+        }
+        self.describe_devices();
+    }
+
+    fn clear<K: Wire, V: Wire>(&self, name: &str) {
+        let map = self.map(name);
+        let entries: Vec<(K, V)> = map
+            .read_all()
+            .unwrap_or_else(|e| panic!("read {name}: {e}"));
+        let keys: Vec<K> = entries.into_iter().map(|(key, _)| key).collect();
+        map.delete_batch(&keys)
+            .unwrap_or_else(|e| panic!("clear {name}: {e}"));
     }
 
     fn describe_devices(&self) {
@@ -224,10 +275,6 @@ impl Lab {
                     .update(&element, &snat_address(v6, 1024, 64_512))
                     .expect("SNAT_V6");
             }
-        }
-        let free = self.map(names::NEXT_HOP_FREE);
-        for number in 1..SMALL {
-            free.push(&number).expect("NEXT_HOP_FREE");
         }
     }
 

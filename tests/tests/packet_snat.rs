@@ -198,7 +198,7 @@ fn a_gateway_backends_answer_without_a_flow_is_dropped() {
 #[test]
 fn a_frontend_without_route_to_its_backend_counts_it() {
     let cases = BOOKS.into_iter().map(|book| {
-        let backend = book.at(book.pick("240.0.0.9", "ff0e::9"), 8443);
+        let backend = book.at(book.pick("10.99.0.9", "2001:db8:dead::9"), 8443);
         let tables = book.service().backends([backend.as_str()]);
         let first = book.first(&book.client(40_000), &book.vip(443));
         case(format!("{}: no route", book.name()), tables)
