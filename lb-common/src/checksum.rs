@@ -52,7 +52,10 @@ impl Difference {
 
 /// Folds a sum of 16-bit words into 16 bits, end-around carry included.
 #[inline(always)]
-#[expect(clippy::cast_possible_truncation, reason = "folded below 2^16 before the cast")]
+#[expect(
+    clippy::cast_possible_truncation,
+    reason = "folded below 2^16 before the cast"
+)]
 pub const fn fold(sum: u64) -> u16 {
     // 64 -> 33 bits, -> 18 bits at most, -> 17, -> 16: each step keeps the value modulo 0xffff.
     let sum = (sum & 0xffff_ffff) + (sum >> 32);
@@ -81,8 +84,14 @@ mod tests {
     #[test]
     fn the_example_of_rfc_1624() {
         // Section 4: HC = 0xDD2F, m = 0x5555, m' = 0x3285, HC' must be 0x0000.
-        assert_eq!(Difference::new().word16(0x5555, 0x3285).apply(0xdd2f), 0x0000);
-        assert_eq!(Difference::new().word16(0x5555, 0x3285).apply_udp(0xdd2f), 0xffff);
+        assert_eq!(
+            Difference::new().word16(0x5555, 0x3285).apply(0xdd2f),
+            0x0000
+        );
+        assert_eq!(
+            Difference::new().word16(0x5555, 0x3285).apply_udp(0xdd2f),
+            0xffff
+        );
     }
 
     proptest! {

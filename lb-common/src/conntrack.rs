@@ -19,7 +19,7 @@
 
 use crate::{
     addr::{Addr4, Addr6, Be16},
-    flow::{Flow4, Flow6},
+    flow::{Flow, Flow4, Flow6},
     wire,
 };
 
@@ -227,6 +227,125 @@ wire! {
     }
 }
 
+/// What the two entry types have in common.
+pub trait Entry: Copy + Default {
+    /// The key type of the family.
+    type Flow: Flow;
+
+    /// An entry that rewrites packets to `written`.
+    fn new(head: Head, written: &Self::Flow, flags: u32, backend: u32, service: u32) -> Self;
+    /// The tuple a packet has after the rewrite. The other half's key is its reverse.
+    fn written(&self, protocol: u8) -> Self::Flow;
+    /// First word.
+    fn head(&self) -> Head;
+    /// Second word.
+    fn route(&self) -> Route;
+    /// Third word.
+    fn note(&self) -> Note;
+    /// Replaces the first word of a copy.
+    fn set_head(&mut self, head: Head);
+    /// Replaces the second word of a copy.
+    fn set_route(&mut self, route: Route);
+    /// Replaces the third word of a copy.
+    fn set_note(&mut self, note: Note);
+    /// Bits of [`flag`].
+    fn flags(&self) -> u32;
+    /// Replaces the flags of a copy.
+    fn set_flags(&mut self, flags: u32);
+    /// Backend id.
+    fn backend(&self) -> u32;
+    /// Service-port id.
+    fn service(&self) -> u32;
+}
+
+macro_rules! entry {
+    ($name:ident, $flow:ident) => {
+        impl Entry for $name {
+            type Flow = $flow;
+
+            #[inline(always)]
+            fn new(head: Head, written: &$flow, flags: u32, backend: u32, service: u32) -> Self {
+                Self {
+                    head: head.0,
+                    route: 0,
+                    note: Note::new(head.identity(), 0).0,
+                    source: written.source,
+                    destination: written.destination,
+                    source_port: written.source_port,
+                    destination_port: written.destination_port,
+                    flags,
+                    backend,
+                    service,
+                }
+            }
+
+            #[inline(always)]
+            fn written(&self, protocol: u8) -> $flow {
+                $flow {
+                    source: self.source,
+                    destination: self.destination,
+                    source_port: self.source_port,
+                    destination_port: self.destination_port,
+                    protocol: protocol as u32,
+                }
+            }
+
+            #[inline(always)]
+            fn head(&self) -> Head {
+                Head(self.head)
+            }
+
+            #[inline(always)]
+            fn route(&self) -> Route {
+                Route(self.route)
+            }
+
+            #[inline(always)]
+            fn note(&self) -> Note {
+                Note(self.note)
+            }
+
+            #[inline(always)]
+            fn set_head(&mut self, head: Head) {
+                self.head = head.0;
+            }
+
+            #[inline(always)]
+            fn set_route(&mut self, route: Route) {
+                self.route = route.0;
+            }
+
+            #[inline(always)]
+            fn set_note(&mut self, note: Note) {
+                self.note = note.0;
+            }
+
+            #[inline(always)]
+            fn flags(&self) -> u32 {
+                self.flags
+            }
+
+            #[inline(always)]
+            fn set_flags(&mut self, flags: u32) {
+                self.flags = flags;
+            }
+
+            #[inline(always)]
+            fn backend(&self) -> u32 {
+                self.backend
+            }
+
+            #[inline(always)]
+            fn service(&self) -> u32 {
+                self.service
+            }
+        }
+    };
+}
+
+entry!(Entry4, Flow4);
+entry!(Entry6, Flow6);
+
 /// Bits of [`Entry4::flags`] and [`Entry6::flags`].
 pub mod flag {
     /// Backend to client.
@@ -317,7 +436,11 @@ impl Segment {
         if flags & tcp_flag::RST != 0 {
             Self::Reset
         } else if flags & tcp_flag::SYN != 0 {
-            if flags & tcp_flag::ACK != 0 { Self::SynAck } else { Self::Syn }
+            if flags & tcp_flag::ACK != 0 {
+                Self::SynAck
+            } else {
+                Self::Syn
+            }
         } else if flags & tcp_flag::FIN != 0 {
             Self::Fin
         } else {
@@ -373,7 +496,10 @@ mod tests {
         assert_eq!(head.state(), state::FIN | CONDEMNED);
         assert_eq!(head.stamp(), 0x00ff_fffe);
         let route = Route::new(0x1_2345, 0xfffe, 9_000, 77);
-        assert_eq!((route.next_hop(), route.mtu(), route.generation()), (0xfffe, 9_000, 77));
+        assert_eq!(
+            (route.next_hop(), route.mtu(), route.generation()),
+            (0xfffe, 9_000, 77)
+        );
         assert_eq!(Route::new(1, 2, 70_000, 3).mtu(), u16::MAX);
         assert_eq!(Note::new(9, 0x8000_0001).value(), 0x8000_0001);
     }
@@ -411,18 +537,102 @@ mod tests {
     #[test]
     fn the_life_of_a_connection() {
         for (name, own, peer, segment, plausible, expected) in [
-            ("data changes nothing", ESTABLISHED, ESTABLISHED, Segment::Data, true, (3, 3)),
-            ("first FIN", ESTABLISHED, ESTABLISHED, Segment::Fin, true, (FIN, ESTABLISHED)),
-            ("second FIN", ESTABLISHED, FIN, Segment::Fin, true, (CLOSED, CLOSED)),
-            ("FIN repeated", FIN, ESTABLISHED, Segment::Fin, true, (FIN, ESTABLISHED)),
-            ("FIN of the closed", CLOSED, CLOSED, Segment::Fin, true, (CLOSED, CLOSED)),
-            ("last ACK", CLOSED, CLOSED, Segment::Data, true, (CLOSED, CLOSED)),
-            ("reset", ESTABLISHED, ESTABLISHED, Segment::Reset, true, (RESET, RESET)),
-            ("blind reset", ESTABLISHED, ESTABLISHED, Segment::Reset, false, (3, 3)),
-            ("reset after half close", FIN, ESTABLISHED, Segment::Reset, true, (RESET, RESET)),
-            ("data after a reset", RESET, RESET, Segment::Data, true, (3, 3)),
-            ("SYN on a live flow", ESTABLISHED, ESTABLISHED, Segment::Syn, true, (3, 3)),
-            ("a condemned half revives", 3 | CONDEMNED, 3, Segment::Data, true, (3, 3)),
+            (
+                "data changes nothing",
+                ESTABLISHED,
+                ESTABLISHED,
+                Segment::Data,
+                true,
+                (3, 3),
+            ),
+            (
+                "first FIN",
+                ESTABLISHED,
+                ESTABLISHED,
+                Segment::Fin,
+                true,
+                (FIN, ESTABLISHED),
+            ),
+            (
+                "second FIN",
+                ESTABLISHED,
+                FIN,
+                Segment::Fin,
+                true,
+                (CLOSED, CLOSED),
+            ),
+            (
+                "FIN repeated",
+                FIN,
+                ESTABLISHED,
+                Segment::Fin,
+                true,
+                (FIN, ESTABLISHED),
+            ),
+            (
+                "FIN of the closed",
+                CLOSED,
+                CLOSED,
+                Segment::Fin,
+                true,
+                (CLOSED, CLOSED),
+            ),
+            (
+                "last ACK",
+                CLOSED,
+                CLOSED,
+                Segment::Data,
+                true,
+                (CLOSED, CLOSED),
+            ),
+            (
+                "reset",
+                ESTABLISHED,
+                ESTABLISHED,
+                Segment::Reset,
+                true,
+                (RESET, RESET),
+            ),
+            (
+                "blind reset",
+                ESTABLISHED,
+                ESTABLISHED,
+                Segment::Reset,
+                false,
+                (3, 3),
+            ),
+            (
+                "reset after half close",
+                FIN,
+                ESTABLISHED,
+                Segment::Reset,
+                true,
+                (RESET, RESET),
+            ),
+            (
+                "data after a reset",
+                RESET,
+                RESET,
+                Segment::Data,
+                true,
+                (3, 3),
+            ),
+            (
+                "SYN on a live flow",
+                ESTABLISHED,
+                ESTABLISHED,
+                Segment::Syn,
+                true,
+                (3, 3),
+            ),
+            (
+                "a condemned half revives",
+                3 | CONDEMNED,
+                3,
+                Segment::Data,
+                true,
+                (3, 3),
+            ),
         ] {
             assert_eq!(step(own, peer, segment, plausible), expected, "{name}");
         }

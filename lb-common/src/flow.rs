@@ -129,8 +129,7 @@ macro_rules! flow {
             #[inline(always)]
             fn hash(&self) -> u32 {
                 let $self = self;
-                let ports =
-                    (($self.source_port.0 as u32) << 16) | $self.destination_port.0 as u32;
+                let ports = (($self.source_port.0 as u32) << 16) | $self.destination_port.0 as u32;
                 finish(mix(mix($hash, ports), $self.protocol))
             }
 
@@ -229,7 +228,10 @@ mod tests {
             let [.., top] = flow4(port).hash().to_le_bytes();
             quarters[usize::from(top >> 6)] += 1;
         }
-        assert!(quarters.iter().all(|&n| (900..1100).contains(&n)), "{quarters:?}");
+        assert!(
+            quarters.iter().all(|&n| (900..1100).contains(&n)),
+            "{quarters:?}"
+        );
     }
 
     #[test]
@@ -238,7 +240,10 @@ mod tests {
         assert_eq!(Ipv4Addr::from(Addr4::from(v4)), v4);
         let v6: Ipv6Addr = "2001:db8::1:2".parse().expect("a valid address");
         assert_eq!(Ipv6Addr::from(Addr6::from(v6)), v6);
-        assert_eq!(Ipv6Addr::from(Addr4::from(v4).mapped()), v4.to_ipv6_mapped());
+        assert_eq!(
+            Ipv6Addr::from(Addr4::from(v4).mapped()),
+            v4.to_ipv6_mapped()
+        );
     }
 
     #[test]

@@ -150,10 +150,9 @@ impl Reason {
     #[inline(always)]
     pub const fn verdict(self) -> Verdict {
         match self {
-            Self::NotIp
-            | Self::NotOurs
-            | Self::UnsupportedProtocol
-            | Self::UnknownFlowToStack => Verdict::Pass,
+            Self::NotIp | Self::NotOurs | Self::UnsupportedProtocol | Self::UnknownFlowToStack => {
+                Verdict::Pass
+            }
             Self::Truncated
             | Self::Fragment
             | Self::ExtensionHeader
@@ -231,7 +230,12 @@ mod tests {
 
     #[test]
     fn numbers_are_dense_and_names_unique() {
-        assert!(Reason::ALL.iter().enumerate().all(|(i, &r)| r as usize == i));
+        assert!(
+            Reason::ALL
+                .iter()
+                .enumerate()
+                .all(|(i, &r)| r as usize == i)
+        );
         assert!(Event::ALL.iter().enumerate().all(|(i, &e)| e as usize == i));
         let names: BTreeSet<_> = Counter::all().map(Counter::name).collect();
         assert_eq!(names.len(), Counter::all().count());

@@ -107,9 +107,15 @@ impl Selection {
 
     /// Reads a word back.
     #[inline(always)]
-    #[expect(clippy::cast_possible_truncation, reason = "the two halves of the word")]
+    #[expect(
+        clippy::cast_possible_truncation,
+        reason = "the two halves of the word"
+    )]
     pub const fn from_word(word: u64) -> Self {
-        Self { element: (word >> 32) as u32, length: word as u32 }
+        Self {
+            element: (word >> 32) as u32,
+            length: word as u32,
+        }
     }
 }
 
@@ -264,8 +270,14 @@ mod tests {
     fn a_selection_survives_its_word() {
         for selection in [
             Selection::default(),
-            Selection { element: 7, length: 251 },
-            Selection { element: u32::MAX, length: 1_048_573 },
+            Selection {
+                element: 7,
+                length: 251,
+            },
+            Selection {
+                element: u32::MAX,
+                length: 1_048_573,
+            },
         ] {
             assert_eq!(Selection::from_word(selection.to_word()), selection);
         }

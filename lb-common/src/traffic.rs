@@ -25,3 +25,13 @@ wire! {
         pub established: u64,
     }
 }
+
+wire! {
+    /// Replies of ours (RST, unreachable, …) a CPU sent in a tick.
+    pub struct ReplyBudget {
+        /// The tick.
+        pub tick: u64,
+        /// Replies sent in it.
+        pub sent: u64,
+    }
+}

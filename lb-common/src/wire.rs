@@ -2,7 +2,10 @@
 //!
 //! This is the one module of the crate that may say `unsafe`.
 
-#![allow(unsafe_code, reason = "the Wire and Pod contracts are unsafe traits; proved by `wire!`")]
+#![allow(
+    unsafe_code,
+    reason = "the Wire and Pod contracts are unsafe traits; proved by `wire!`"
+)]
 
 /// A type whose every byte is meaningful and for which every bit pattern is valid.
 ///

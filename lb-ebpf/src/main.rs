@@ -1,3 +1,102 @@
+//! The data path of Sluice.
+//!
+//! ```text
+//!   wire ─▶ lb_xdp ──▶ (pass, unmodified) ─▶ lb_ingress ──▶ stack ─▶ lb_egress ─▶ wire
+//!             │ rewrite, redirect               │ rewrite, redirect_neigh
+//!             ▼                                 ▼
+//!            wire                              wire, or a pod of this node
+//! ```
+//! One core, generic over the IP family: [`established`], [`embryonic`] and [`select`] decide in this
+//! order, each a step that either knows the packet's flow or leaves it to the next. The programs parse
+//! before and rewrite after.
+
 #![no_std]
 #![no_main]
-#[panic_handler] fn p(_: &core::panic::PanicInfo<'_>) -> ! { loop {} }
+#![feature(asm_experimental_arch)]
+#![allow(
+    clippy::cast_possible_truncation,
+    clippy::cast_possible_wrap,
+    clippy::cast_sign_loss,
+    reason = "packet fields and helper results are narrowed knowingly all over this crate"
+)]
+
+mod atomic;
+mod claim;
+mod clock;
+mod egress;
+mod embryonic;
+mod established;
+mod expire;
+mod family;
+mod flow_packet;
+mod forward;
+mod icmp;
+mod ingress;
+mod packet;
+mod reply;
+mod select;
+mod skb;
+mod stats;
+mod tables;
+mod trace;
+mod xdp;
+
+use aya_ebpf::{
+    macros,
+    programs::{TcContext, TracePointContext, XdpContext},
+};
+
+/// The fast path.
+#[macros::xdp(frags)]
+pub fn lb_xdp(ctx: XdpContext) -> u32 {
+    xdp::run(&ctx)
+}
+
+/// The complete path.
+#[macros::classifier]
+pub fn lb_ingress(ctx: TcContext) -> i32 {
+    ingress::run(ctx.skb.skb)
+}
+
+/// Replies of backends that are the node itself.
+#[macros::classifier]
+pub fn lb_egress(ctx: TcContext) -> i32 {
+    egress::run(ctx.skb.skb)
+}
+
+/// Ends idle flows; run by the agent, never attached.
+#[macros::classifier]
+pub fn lb_expire(ctx: TcContext) -> i32 {
+    expire::run(ctx.skb.skb)
+}
+
+/// Returns the current tick; run by the agent and `lbctl`, never attached.
+#[macros::classifier]
+pub fn lb_clock(_ctx: TcContext) -> i32 {
+    clock::tick() as i32
+}
+
+/// Redirects that failed.
+#[macros::tracepoint(category = "xdp", name = "xdp_redirect_err")]
+pub fn lb_redirect_err(ctx: TracePointContext) -> u32 {
+    trace::redirect_failed(&ctx);
+    0
+}
+
+/// Frames lost in a transmit queue.
+#[macros::tracepoint(category = "xdp", name = "xdp_devmap_xmit")]
+pub fn lb_devmap_xmit(ctx: TracePointContext) -> u32 {
+    trace::transmitted(&ctx);
+    0
+}
+
+/// Keeps reachable panics out: a program that can come here does not load.
+#[panic_handler]
+fn panic(_info: &core::panic::PanicInfo<'_>) -> ! {
+    loop {}
+}
+
+// SAFETY: a string the kernel's loader reads; nothing else has this name.
+#[unsafe(link_section = "license")]
+#[unsafe(no_mangle)]
+static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";

@@ -1,0 +1,249 @@
+//! The birth of a flow: claims the tuple its replies will carry, then inserts the forward half.
+
+use core::ffi::c_void;
+
+use aya_ebpf::helpers::generated::{bpf_get_prandom_u32, bpf_loop};
+use lb_common::{
+    addr::Be16,
+    conntrack::{Entry as _, Head, Note, Route, flag, state, ticks_since},
+    device::Device,
+    flow::Flow as _,
+    maglev,
+    reason::{Event, Reason},
+};
+
+use crate::{
+    established::snapshot,
+    family::Family,
+    flow_packet::{FlowPacket, Step},
+    stats,
+    tables::{self, DEVICE_INDEX, DEVICES, NEXT_HOPS},
+};
+
+/// Tuples tried before a flow is refused.
+const TRIES: u32 = 24;
+
+/// First port a translated client may get where only the reply tuple must be unique (`dnat`).
+const FIRST_CLIENT_PORT: u32 = 1_024;
+
+/// What the tries share. Lives in `SCRATCH`, for the stack has no room left; programs of one CPU do not
+/// nest, so there is one at a time. The callback of `bpf_loop` looks it up again.
+#[repr(C)]
+struct Attempt<F: Family> {
+    /// The tuple being tried, as the reply will carry it.
+    key: F::Flow,
+    /// The entry that claims it: the reverse half.
+    reply: F::Entry,
+    /// The client's address.
+    client: F::Address,
+    /// First element of the device's SNAT addresses.
+    first: u32,
+    /// Number of them; 0 for `dnat`.
+    count: u32,
+    /// Start of the probe sequence.
+    seed: u32,
+    /// 1 once a tuple is claimed.
+    claimed: u32,
+    /// Age of the oldest embryonic holder met, plus one; 0 if none.
+    oldest_age: u32,
+    /// The attempt that met it.
+    oldest: u32,
+    /// The client's port.
+    client_port: Be16,
+    /// Keeps the struct free of padding.
+    reserved: u16,
+    /// The current tick.
+    now: u32,
+}
+
+/// Claims the reply tuple of a flow [`crate::select::choose`] chose a backend for. On
+/// [`Step::FORWARD`] `out` is the forward half, identity included, not yet in a table.
+#[inline(never)]
+pub(crate) fn claim_reply<F: Family>(packet: &FlowPacket<F::Flow>, out: &mut F::Entry) -> Step {
+    // SAFETY: takes nothing, cannot fail.
+    let random = unsafe { bpf_get_prandom_u32() };
+    let identity = if random == 0 { 1 } else { random };
+    let head = Head::new(identity, state::EMBRYONIC, packet.now);
+    let flags = out.flags();
+    let Some(attempt) = attempt::<F>() else {
+        return Step::refuse(Reason::BrokenTable);
+    };
+    attempt.key = out.written(packet.protocol()).reversed();
+    attempt.reply = F::Entry::new(
+        head,
+        &packet.flow.reversed(),
+        flags | flag::REVERSE,
+        out.backend(),
+        out.service(),
+    );
+    attempt.client = packet.flow.source();
+    attempt.client_port = packet.flow.source_port();
+    attempt.first = 0;
+    attempt.count = 0;
+    attempt.seed = packet.flow.hash();
+    attempt.claimed = 0;
+    attempt.oldest_age = 0;
+    attempt.oldest = 0;
+    attempt.now = packet.now;
+    if flags & flag::FULL_NAT != 0 {
+        let Some(device) = device_of(out.route().next_hop() as u32) else {
+            return Step::refuse(Reason::NoSnatAddress);
+        };
+        (attempt.first, attempt.count) = F::snat_slice(device);
+        if attempt.count == 0 {
+            return Step::refuse(Reason::NoSnatAddress);
+        }
+    }
+    // SAFETY: the callback has the signature `bpf_loop` demands and takes no context.
+    unsafe {
+        bpf_loop(
+            TRIES,
+            try_claim::<F> as *mut c_void,
+            core::ptr::null_mut(),
+            0,
+        )
+    };
+    // Looked up again: the callback wrote to it.
+    let Some(attempt) = self::attempt::<F>() else {
+        return Step::refuse(Reason::BrokenTable);
+    };
+    if attempt.claimed == 0 && !take_over::<F>(attempt) {
+        return Step::refuse(Reason::SnatExhausted);
+    }
+    let (route, note) = (out.route(), out.note());
+    *out = F::Entry::new(
+        head,
+        &attempt.key.reversed(),
+        flags,
+        out.backend(),
+        out.service(),
+    );
+    out.set_route(Route::new(
+        identity,
+        route.next_hop(),
+        route.mtu() as u32,
+        route.generation(),
+    ));
+    out.set_note(Note::new(identity, note.value()));
+    Step::FORWARD
+}
+
+/// Inserts the forward half of a flow whose reply tuple is claimed.
+#[inline(never)]
+pub(crate) fn insert_forward<F: Family>(packet: &FlowPacket<F::Flow>, out: &mut F::Entry) -> Step {
+    if F::insert_embryonic(&packet.flow, out).is_ok() {
+        stats::event(Event::FlowCreated, packet.length);
+        stats::flow(out.service(), out.backend(), |traffic| {
+            traffic.new_flows += 1
+        });
+        return Step::FORWARD;
+    }
+    // Another CPU made this flow first: give our claim back and use the winner's.
+    F::remove_embryonic(&out.written(packet.protocol()).reversed());
+    let Some(winner) = F::embryonic(&packet.flow) else {
+        return Step::refuse(Reason::InsertFailed);
+    };
+    // SAFETY: looked up just now.
+    if unsafe { snapshot::<F>(winner, out) } {
+        Step::FORWARD
+    } else {
+        Step::refuse(Reason::InsertFailed)
+    }
+}
+
+#[inline(always)]
+fn attempt<F: Family>() -> Option<&'static mut Attempt<F>> {
+    // SAFETY: plain numbers; each user looks it up anew after the other may have written.
+    unsafe { tables::scratch::<Attempt<F>>(tables::STEP) }
+}
+
+#[inline(always)]
+fn device_of(next_hop: u32) -> Option<&'static Device> {
+    let hop = NEXT_HOPS.get(next_hop)?;
+    // SAFETY: copied at once.
+    let index = unsafe { DEVICE_INDEX.get(hop.ifindex) }.copied()?;
+    DEVICES.get(index)
+}
+
+/// Puts the `number`-th tuple of the probe sequence into `attempt.key`. Double hashing: each try takes
+/// a port, and an address, unrelated to the last; the client's own port comes first.
+#[inline(always)]
+fn place<F: Family>(attempt: &mut Attempt<F>, number: u32) -> bool {
+    let mixed = (attempt.seed ^ number.wrapping_mul(0x9e37_79b1)).wrapping_mul(0x85eb_ca6b);
+    let mixed = mixed ^ (mixed >> 15);
+    let (address, first_port, ports) = if attempt.count == 0 {
+        (
+            attempt.client,
+            FIRST_CLIENT_PORT,
+            0x1_0000 - FIRST_CLIENT_PORT,
+        )
+    } else {
+        let offset = ((mixed & 0xffff) * (attempt.count & 0xff)) >> 16;
+        match F::snat(attempt.first + offset) {
+            Some(snat) => snat,
+            None => return false,
+        }
+    };
+    let own = attempt.client_port.get() as u32;
+    let own_fits = attempt.count == 0 || own.wrapping_sub(first_port) < ports;
+    let port = if number == 0 && own_fits {
+        attempt.client_port
+    } else {
+        Be16::new((first_port + maglev::slot(mixed.rotate_left(16), ports)) as u16)
+    };
+    attempt.key = F::Flow::new(
+        attempt.key.source(),
+        attempt.key.source_port(),
+        address,
+        port,
+        attempt.key.protocol(),
+    );
+    true
+}
+
+/// One try. Returns 1 to end the loop.
+///
+/// The order matters: insert into `EMBRYONIC` with NOEXIST, *then* look in `FLOWS`, so that of two
+/// flows racing for a tuple one always sees the other.
+extern "C" fn try_claim<F: Family>(number: u32, _context: *mut c_void) -> i64 {
+    let Some(attempt) = attempt::<F>() else {
+        return 1;
+    };
+    if !place::<F>(attempt, number) {
+        return 1;
+    }
+    if F::insert_embryonic(&attempt.key, &attempt.reply).is_ok() {
+        if F::established(&attempt.key).is_none() {
+            attempt.claimed = 1;
+            return 1;
+        }
+        F::remove_embryonic(&attempt.key);
+    } else if let Some(holder) = F::embryonic(&attempt.key) {
+        // SAFETY: looked up just now; the head is its first word.
+        let holder = Head(unsafe { holder.cast::<u64>().read_volatile() });
+        let age = ticks_since(attempt.now, holder.stamp()) + 1;
+        if age > attempt.oldest_age {
+            attempt.oldest_age = age;
+            attempt.oldest = number;
+        }
+    }
+    0
+}
+
+/// Every tuple tried is held: takes the oldest embryonic holder's. Its forward half then finds a
+/// foreign identity and is dead.
+#[inline(always)]
+fn take_over<F: Family>(attempt: &mut Attempt<F>) -> bool {
+    if attempt.oldest_age == 0 {
+        return false;
+    }
+    let oldest = attempt.oldest;
+    if !place::<F>(attempt, oldest)
+        || F::established(&attempt.key).is_some()
+        || F::replace_embryonic(&attempt.key, &attempt.reply).is_err()
+    {
+        return false;
+    }
+    stats::event(Event::SnatTakenOver, 0);
+    true
+}

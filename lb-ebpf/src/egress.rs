@@ -1,0 +1,80 @@
+//! Reverse NAT for backends that are the node itself: their replies come from the node's own stack and
+//! are met on the way out. Everything else passes untouched.
+
+use aya_ebpf::bindings::__sk_buff;
+use lb_common::{
+    conntrack::{Entry as _, flag},
+    reason::{Event, Reason},
+};
+use network_types::eth::EtherType;
+
+use crate::{
+    clock, embryonic, established,
+    family::{Family, V4, V6},
+    flow_packet::Step,
+    forward,
+    ingress::{DROP, Layout, NEXT, SkbFrame, blank, parse},
+    skb::{Placement, Skb},
+    stats,
+};
+
+/// `lb_egress`. Returns the TCX verdict.
+#[inline(always)]
+pub(crate) fn run(ctx: *mut __sk_buff) -> i32 {
+    let skb = Skb(ctx);
+    let ether_type = skb.protocol();
+    if ether_type == EtherType::Ipv4 as u16 {
+        reverse::<V4>(skb)
+    } else if ether_type == EtherType::Ipv6 as u16 {
+        reverse::<V6>(skb)
+    } else {
+        NEXT
+    }
+}
+
+#[inline(always)]
+fn is_host_reply<F: Family>(entry: Option<*mut F::Entry>) -> bool {
+    const WANTED: u32 = flag::HOST | flag::REVERSE;
+    entry.is_some_and(|entry| {
+        // SAFETY: looked up just now. Whatever a recycled element says, the steps below look again.
+        unsafe { &*entry }.flags() & WANTED == WANTED
+    })
+}
+
+#[inline(always)]
+fn reverse<F: SkbFrame>(skb: Skb) -> i32 {
+    let mut packet = blank::<F>(skb);
+    let mut layout = Layout::default();
+    if parse::<F>(skb, &mut packet, &mut layout) != Step::FORWARD {
+        return NEXT;
+    }
+    if !is_host_reply::<F>(F::established(&packet.flow))
+        && !is_host_reply::<F>(F::embryonic(&packet.flow))
+    {
+        return NEXT;
+    }
+    packet.now = clock::tick();
+    let mut entry = F::Entry::default();
+    let mut step = established::find::<F>(&packet, forward::route_generation(), &mut entry);
+    if step == Step::HAND_OVER {
+        step = established::touch::<F>(&packet, &mut entry);
+    }
+    if step == Step::MISS {
+        step = embryonic::find::<F>(&packet, &mut entry);
+    }
+    // The stack has routed the packet already: a stale route of ours is of no interest.
+    if step == Step::MISS || step.reason().is_some() {
+        return NEXT;
+    }
+    let at = Placement {
+        l4: layout.l4,
+        ttl_word: 0,
+    };
+    if !F::rewrite(skb, &packet.flow, &entry, &at) {
+        stats::reason(Reason::HelperFailed, packet.length);
+        return DROP;
+    }
+    stats::event(Event::EgressForwarded, packet.length);
+    stats::forwarded(entry.service(), entry.backend(), true, packet.length);
+    NEXT
+}

@@ -1,0 +1,236 @@
+//! Flows that have not proved themselves: in an LRU table, so that a flood evicts only its own kind.
+
+use lb_common::{
+    conntrack::{Entry as _, Head, Note, Segment, flag, state, tcp_flag, ticks_since},
+    flow::Flow as _,
+    names::flow_use,
+    reason::Event,
+    service::{MemberKey, member_flag},
+};
+
+use crate::{
+    established::{
+        change_use, exchange_head, exchange_note, may_stay, needs_route, serves_still, snapshot,
+    },
+    family::{Family, entries_in_use},
+    flow_packet::{FlowPacket, Step},
+    stats,
+    tables::{MEMBERS, config},
+};
+
+/// Looks among the embryonic flows, then once more among the established: a flow is promoted into the
+/// one before it leaves the other, so a packet that misses both in this order belongs to neither.
+#[inline(never)]
+pub(crate) fn find<F: Family>(packet: &FlowPacket<F::Flow>, out: &mut F::Entry) -> Step {
+    if let Some(entry) = F::embryonic(&packet.flow) {
+        // SAFETY: looked up just now.
+        if unsafe { snapshot::<F>(entry, out) } {
+            let step = if out.flags() & flag::REVERSE != 0 {
+                reply::<F>(packet, entry, out)
+            } else {
+                request::<F>(packet, entry, out)
+            };
+            if step != Step::MISS {
+                return step;
+            }
+        }
+    }
+    let Some(entry) = F::established(&packet.flow) else {
+        return Step::MISS;
+    };
+    // SAFETY: looked up just now.
+    if unsafe { snapshot::<F>(entry, out) } {
+        Step::FORWARD
+    } else {
+        Step::MISS
+    }
+}
+
+/// A packet from the backend: notes what the client must acknowledge to prove itself.
+#[inline(always)]
+fn reply<F: Family>(
+    packet: &FlowPacket<F::Flow>,
+    entry: *mut F::Entry,
+    out: &mut F::Entry,
+) -> Step {
+    let head = out.head();
+    let touched = head.touched(state::REPLIED, packet.now);
+    let next = Note::new(
+        head.identity(),
+        packet.sequence.wrapping_add(packet.sequence_length),
+    );
+    // SAFETY: looked up by the caller; both fail if the element serves another flow by now.
+    unsafe {
+        if packet.is_tcp() && next != out.note() {
+            exchange_note(entry, out.note(), next);
+        }
+        if touched != head {
+            exchange_head(entry, head, touched);
+        }
+    }
+    let stale = head.stamp() != packet.now;
+    out.set_head(touched);
+    let step = needs_route::<F>(out, stale);
+    if packet.is_tcp() && packet.segment() == Segment::Reset {
+        // The backend refused: the tuple is free again. Only the backend's side can say so.
+        F::remove_embryonic(&out.written(packet.protocol()).reversed());
+        F::remove_embryonic(&packet.flow);
+    }
+    step
+}
+
+/// A packet from the client: promotes the flow if it proves the client.
+#[inline(always)]
+fn request<F: Family>(
+    packet: &FlowPacket<F::Flow>,
+    entry: *mut F::Entry,
+    out: &mut F::Entry,
+) -> Step {
+    let head = out.head();
+    let reply_key = out.written(packet.protocol()).reversed();
+    let peer = match F::embryonic(&reply_key) {
+        // SAFETY: looked up just now; words one and three are read.
+        Some(peer) => unsafe {
+            let words = peer.cast::<u64>();
+            Some((
+                Head(words.read_volatile()),
+                Note(words.add(2).read_volatile()),
+            ))
+        },
+        None => None,
+    };
+    let Some((peer_head, peer_note)) = peer.filter(|(h, _)| h.identity() == head.identity()) else {
+        // The other half is gone, evicted or taken over: promoted meanwhile, or dead.
+        if F::established(&packet.flow).is_none() {
+            F::remove_embryonic(&packet.flow);
+        }
+        return Step::MISS;
+    };
+    let replied = state::base(peer_head.state()) == state::REPLIED;
+    let stale = head.stamp() != packet.now;
+    if stale && is_over::<F>(packet, out, replied) {
+        F::remove_embryonic(&packet.flow);
+        F::remove_embryonic(&reply_key);
+        return Step::MISS;
+    }
+    if !packet.is_tcp() && !serves_still::<F>(out) && !may_stay::<F>(out) {
+        F::remove_embryonic(&packet.flow);
+        F::remove_embryonic(&reply_key);
+        stats::event(Event::FlowReselected, packet.length);
+        return Step::MISS;
+    }
+    if stale {
+        let touched = head.touched(state::EMBRYONIC, packet.now);
+        // SAFETY: looked up by the caller.
+        unsafe { exchange_head(entry, head, touched) };
+        out.set_head(touched);
+    }
+    let step = needs_route::<F>(out, stale);
+    if replied && proves(packet, peer_note) {
+        promote::<F>(packet, out, &reply_key);
+    }
+    step
+}
+
+/// Whether an embryonic flow that was silent for a while has no claim to its backend any more.
+#[inline(always)]
+fn is_over<F: Family>(packet: &FlowPacket<F::Flow>, out: &F::Entry, replied: bool) -> bool {
+    if ticks_since(packet.now, out.head().stamp()) >= config!(embryonic_ticks) {
+        return true;
+    }
+    if replied || packet.segment() != Segment::Syn || !packet.is_tcp() {
+        return false;
+    }
+    // A SYN repeated because nobody answered: look whether the backend still takes new flows.
+    let key = MemberKey {
+        service: out.service(),
+        backend: out.backend(),
+    };
+    // SAFETY: copied at once.
+    unsafe { MEMBERS.get(key) }
+        .is_none_or(|m| m.flags & (member_flag::CLUSTER | member_flag::LOCAL) == 0)
+}
+
+/// Whether a client's packet shows that it received what the backend sent. A spoofed one cannot know
+/// the number to acknowledge. UDP has none: there an answer after a reply must do.
+#[inline(always)]
+fn proves<F>(packet: &FlowPacket<F>, reply: Note) -> bool {
+    if !packet.is_tcp() {
+        return true;
+    }
+    let flags = packet.tcp_flags & (tcp_flag::ACK | tcp_flag::SYN | tcp_flag::RST) as u32;
+    flags == tcp_flag::ACK as u32 && packet.acknowledgement == reply.value()
+}
+
+/// Moves both halves to `FLOWS_*`. If that fails the flow stays embryonic and is forwarded all the
+/// same: a full table refuses SYNs, never third packets.
+#[inline(always)]
+fn promote<F: Family>(packet: &FlowPacket<F::Flow>, out: &mut F::Entry, reply_key: &F::Flow) {
+    let tcp = packet.is_tcp();
+    if !tcp {
+        let quota = if F::USE == flow_use::V4 {
+            config!(udp4_limit)
+        } else {
+            config!(udp6_limit)
+        };
+        if entries_in_use(F::USE_UDP) >= quota as u64 {
+            stats::event(Event::PromotionFailed, packet.length);
+            return;
+        }
+    }
+    let identity = out.head().identity();
+    let mut reply = F::Entry::default();
+    let Some(embryonic) = F::embryonic(reply_key) else {
+        return;
+    };
+    // SAFETY: looked up just now.
+    if !unsafe { snapshot::<F>(embryonic, &mut reply) } || reply.head().identity() != identity {
+        return;
+    }
+    let established = Head::new(identity, state::ESTABLISHED, packet.now);
+    reply.set_head(established);
+    if tcp {
+        // What the backend has acknowledged so far is where the client's sequence stands.
+        reply.set_note(Note::new(identity, packet.sequence));
+        out.set_note(Note::new(identity, packet.acknowledgement));
+    }
+    out.set_head(established);
+    let mut inserted = 0;
+    let mut whole = true;
+    for (key, entry) in [(&packet.flow, &*out), (reply_key, &reply)] {
+        if F::insert_established(key, entry).is_ok() {
+            inserted += 1;
+        } else if !holds::<F>(key, identity) {
+            whole = false;
+        }
+    }
+    if whole {
+        change_use::<F>(tcp, inserted);
+        F::remove_embryonic(&packet.flow);
+        F::remove_embryonic(reply_key);
+        if inserted > 0 {
+            stats::event(Event::FlowPromoted, packet.length);
+            stats::flow(out.service(), out.backend(), |traffic| {
+                traffic.established += 1
+            });
+        }
+    } else {
+        // One half alone is worse than none: take back what went in.
+        if holds::<F>(&packet.flow, identity) {
+            F::remove_established(&packet.flow);
+        }
+        if holds::<F>(reply_key, identity) {
+            F::remove_established(reply_key);
+        }
+        stats::event(Event::PromotionFailed, packet.length);
+    }
+}
+
+/// Whether the established table holds this flow under this key: another CPU promoted it.
+#[inline(always)]
+fn holds<F: Family>(key: &F::Flow, identity: u32) -> bool {
+    F::established(key).is_some_and(|entry| {
+        // SAFETY: looked up just now; the head is its first word.
+        Head(unsafe { entry.cast::<u64>().read_volatile() }).identity() == identity
+    })
+}

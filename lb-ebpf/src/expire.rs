@@ -1,0 +1,118 @@
+//! `lb_expire`: the agent's way to end idle flows. The agent never writes a live entry; it hands this
+//! program keys and the heads it read, and the program compares before it changes.
+//!
+//! The input is a packet: byte 0 the operation, byte 1 the family, byte 2 the number of records, eleven
+//! bytes of padding, then the records ([`lb_common::conntrack::Idle4`] or `Idle6`), packed.
+
+use aya_ebpf::bindings::__sk_buff;
+use lb_common::{
+    addr::{Addr4, Addr6, Be16},
+    conntrack::{Head, state},
+    flow::{Flow as _, Flow4, Flow6, protocol},
+    reason::Event,
+};
+
+use crate::{
+    established::{change_use, exchange_head},
+    family::{Family, V4, V6},
+    packet::View,
+    skb::Skb,
+    stats,
+};
+
+/// Marks a half condemned if its head is still as given.
+const CONDEMN: u8 = 1;
+/// Removes a half if its head is still as given, condemned.
+const DELETE: u8 = 2;
+/// Bytes before the first record.
+const HEADER: u32 = 14;
+/// Most records of one run.
+const RECORDS_V4: u32 = 64;
+/// Most records of one run.
+const RECORDS_V6: u32 = 48;
+
+/// Runs over the records. Returns how many halves were changed.
+#[inline(always)]
+pub(crate) fn run(ctx: *mut __sk_buff) -> i32 {
+    let skb = Skb(ctx);
+    skb.pull(u32::MAX);
+    let Some(view) = skb.packet().view::<14>() else {
+        return 0;
+    };
+    let (operation, family, count) = (view.u8::<0>(), view.u8::<1>(), view.u8::<2>() as u32);
+    let mut changed = 0;
+    if family == 4 {
+        for i in 0..RECORDS_V4 {
+            if i >= count {
+                break;
+            }
+            let Some(record) = skb.packet().record::<24>(HEADER + i * 24) else {
+                break;
+            };
+            changed += apply::<V4>(operation, &flow4(record), head::<24, 16, 20>(record));
+        }
+    } else if family == 6 {
+        for i in 0..RECORDS_V6 {
+            if i >= count {
+                break;
+            }
+            let Some(record) = skb.packet().record::<48>(HEADER + i * 48) else {
+                break;
+            };
+            changed += apply::<V6>(operation, &flow6(record), head::<48, 40, 44>(record));
+        }
+    }
+    changed
+}
+
+#[inline(always)]
+fn head<const LENGTH: usize, const LOW: usize, const HIGH: usize>(record: View<LENGTH>) -> Head {
+    Head(record.u32::<LOW>() as u64 | ((record.u32::<HIGH>() as u64) << 32))
+}
+
+#[inline(always)]
+fn flow4(record: View<24>) -> Flow4 {
+    Flow4 {
+        source: Addr4(record.u32::<0>()),
+        destination: Addr4(record.u32::<4>()),
+        source_port: Be16(record.u16::<8>()),
+        destination_port: Be16(record.u16::<10>()),
+        protocol: record.u32::<12>(),
+    }
+}
+
+#[inline(always)]
+fn flow6(record: View<48>) -> Flow6 {
+    Flow6 {
+        source: Addr6(record.words::<0, 4, 8, 12>()),
+        destination: Addr6(record.words::<16, 20, 24, 28>()),
+        source_port: Be16(record.u16::<32>()),
+        destination_port: Be16(record.u16::<34>()),
+        protocol: record.u32::<36>(),
+    }
+}
+
+/// One record. Returns 1 if the half was changed.
+#[inline(never)]
+fn apply<F: Family>(operation: u8, flow: &F::Flow, seen: Head) -> i32 {
+    let Some(entry) = F::established(flow) else {
+        return 0;
+    };
+    let state = seen.state();
+    if operation == CONDEMN {
+        let condemned = seen.touched(state | state::CONDEMNED, seen.stamp());
+        // SAFETY: looked up just now; fails if a packet came by since the agent looked.
+        return unsafe { exchange_head(entry, seen, condemned) } as i32;
+    }
+    if operation != DELETE || state & state::CONDEMNED == 0 {
+        return 0;
+    }
+    // SAFETY: looked up just now; the head is its first word.
+    let now = Head(unsafe { entry.cast::<u64>().read_volatile() });
+    if now != seen || !F::remove_established(flow) {
+        return 0;
+    }
+    change_use::<F>(flow.protocol() == protocol::TCP, 1_u64.wrapping_neg());
+    stats::event(Event::FlowExpired, 0);
+    1
+}

@@ -1,0 +1,212 @@
+//! New flows: which frontend, which backend. [`crate::claim`] makes the flow of it.
+
+use lb_common::{
+    config::{UnknownFlows, config_flag},
+    conntrack::{Entry as _, Head, Note, Segment, flag, state},
+    flow::Flow as _,
+    maglev::{self, SLOTS_PER_ELEMENT},
+    names::flow_use,
+    reason::Reason,
+    service::{
+        Frontend, Selection, Service, address_role, backend_flag, frontend_flag, service_flag,
+    },
+};
+
+use crate::{
+    family::{Family, entries_in_use},
+    flow_packet::{FlowPacket, Step},
+    tables::{ADDRESSES, SERVICES, SLOTS, config},
+};
+
+/// Chooses a backend for a packet no flow knows, if a frontend wants it.
+///
+/// On [`Step::CHOSEN`] `out` names service port, backend, and the backend's endpoint as destination;
+/// its source is still the client.
+#[inline(never)]
+pub(crate) fn choose<F: Family>(packet: &FlowPacket<F::Flow>, out: &mut F::Entry) -> Step {
+    let mut frontend = Frontend::default();
+    let step = find_frontend::<F>(packet, &mut frontend);
+    if step != Step::FORWARD {
+        return step;
+    }
+    if packet.is_tcp() {
+        let step = may_start::<F>(packet);
+        if step != Step::FORWARD {
+            return step;
+        }
+    }
+    let Some(service) = SERVICES.get_ptr(frontend.service) else {
+        return Step::refuse(Reason::BrokenTable);
+    };
+    let mut id = 0;
+    let step = select(service, frontend.flags, packet.flow.hash(), &mut id);
+    if step != Step::FORWARD {
+        return step;
+    }
+    let Some(backend) = F::backend(id) else {
+        return Step::refuse(Reason::BrokenTable);
+    };
+    if backend.flags & backend_flag::LIVE == 0 {
+        return Step::refuse(Reason::BrokenTable);
+    }
+    // SAFETY: an array element; each field is an aligned word.
+    let (service_flags, epoch) = unsafe {
+        (
+            (&raw const (*service).flags).read_volatile(),
+            (&raw const (*service).epoch).read_volatile(),
+        )
+    };
+    let keeps_source = service_flags & service_flag::KEEP_SOURCE != 0;
+    let flags = if backend.flags & backend_flag::HOST != 0 {
+        flag::HOST
+    } else if backend.flags & backend_flag::LOCAL != 0 {
+        flag::LOCAL
+    } else if keeps_source {
+        0
+    } else {
+        flag::FULL_NAT
+    };
+    let written = F::Flow::new(
+        packet.flow.source(),
+        packet.flow.source_port(),
+        backend.address,
+        backend.port,
+        packet.protocol(),
+    );
+    let head = Head::new(0, state::EMBRYONIC, packet.now);
+    *out = F::Entry::new(head, &written, flags, id, frontend.service);
+    if !packet.is_tcp() {
+        out.set_note(Note::new(0, epoch));
+    }
+    if flags == 0 {
+        Step::CHOSEN_KEEPING_SOURCE
+    } else {
+        Step::CHOSEN
+    }
+}
+
+/// Whether a TCP segment may start a flow.
+#[inline(always)]
+fn may_start<F: Family>(packet: &FlowPacket<F::Flow>) -> Step {
+    let policy = config!(unknown_flows);
+    match packet.segment() {
+        Segment::Syn => {}
+        Segment::Data | Segment::Fin if policy == UnknownFlows::Select as u32 => {}
+        _ if policy == UnknownFlows::Stack as u32 => {
+            return Step::refuse(Reason::UnknownFlowToStack);
+        }
+        _ => return Step::refuse(Reason::UnknownFlow),
+    }
+    let limit = if F::USE == flow_use::V4 {
+        config!(flows4_limit)
+    } else {
+        config!(flows6_limit)
+    };
+    if entries_in_use(F::USE) >= limit as u64 {
+        return Step::refuse(Reason::FlowTableFull);
+    }
+    Step::FORWARD
+}
+
+/// The frontend a packet is for, or what becomes of a packet that is for none.
+#[inline(always)]
+fn find_frontend<F: Family>(packet: &FlowPacket<F::Flow>, out: &mut Frontend) -> Step {
+    let (address, port) = (packet.flow.destination(), packet.flow.destination_port());
+    let protocol = packet.protocol();
+    if let Some(frontend) = F::frontend(address, port, protocol) {
+        *out = frontend;
+        return Step::FORWARD;
+    }
+    let role = address_role::<F>(address);
+    if role & address_role::NODE_PORT != 0
+        && let Some(frontend) = F::frontend(F::Address::default(), port, protocol)
+    {
+        *out = frontend;
+        return Step::FORWARD;
+    }
+    if role & address_role::VIP != 0 {
+        return Step::refuse(Reason::NoFrontend);
+    }
+    if role & address_role::SNAT != 0 {
+        return Step::refuse(Reason::SnatMiss);
+    }
+    if packet.is_tcp()
+        && packet.segment() != Segment::Syn
+        && config!(flags) & config_flag::DIRECT_BACKEND_ACCESS == 0
+        && F::is_gateway_endpoint(packet.flow.source(), packet.flow.source_port(), protocol)
+    {
+        return Step::refuse(Reason::GatewayMiss);
+    }
+    Step::refuse(Reason::NotOurs)
+}
+
+/// Bits of [`lb_common::service::address_role`].
+#[inline(always)]
+pub(crate) fn address_role<F: Family>(address: F::Address) -> u32 {
+    // SAFETY: copied at once.
+    unsafe { ADDRESSES.get(F::mapped(address)) }.map_or(0, |role| role.flags)
+}
+
+/// The backend a hash falls on.
+///
+/// The selection's word is read again after the slot: a table published meanwhile may already lie
+/// where the old one was. One repetition is enough, a second publication takes longer than this.
+#[inline(always)]
+fn select(service: *const Service, frontend_flags: u32, hash: u32, out: &mut u32) -> Step {
+    // SAFETY: an array element, written by the agent as whole words.
+    let flags = unsafe { (&raw const (*service).flags).read_volatile() };
+    if flags & service_flag::LIVE == 0 {
+        return Step::refuse(Reason::BrokenTable);
+    }
+    let policy = if frontend_flags & frontend_flag::INTERNAL != 0 {
+        service_flag::INTERNAL_LOCAL
+    } else {
+        service_flag::EXTERNAL_LOCAL
+    };
+    let local = flags & policy != 0;
+    // SAFETY: both are aligned words of the element.
+    let word = unsafe {
+        if local {
+            &raw const (*service).local
+        } else {
+            &raw const (*service).cluster
+        }
+    };
+    let mut backend = 0;
+    // SAFETY: as above.
+    let mut seen = unsafe { word.read_volatile() };
+    for _ in 0..2 {
+        let selection = Selection::from_word(seen);
+        if selection.length == 0 {
+            return Step::refuse(if local && flags & service_flag::HAS_ENDPOINTS != 0 {
+                Reason::NoLocalEndpoint
+            } else {
+                Reason::NoEndpoint
+            });
+        }
+        let slot = maglev::slot(hash, selection.length);
+        let element = selection.element + slot / SLOTS_PER_ELEMENT;
+        let Some(slots) = SLOTS.get_ptr(element) else {
+            return Step::refuse(Reason::BrokenTable);
+        };
+        // SAFETY: the index is masked below the element's length of sixteen.
+        backend = unsafe {
+            slots
+                .cast::<u32>()
+                .add((slot & (SLOTS_PER_ELEMENT - 1)) as usize)
+                .read_volatile()
+        };
+        // SAFETY: as above.
+        let again = unsafe { word.read_volatile() };
+        if again == seen {
+            break;
+        }
+        seen = again;
+    }
+    *out = backend;
+    if backend == 0 {
+        Step::refuse(Reason::BrokenTable)
+    } else {
+        Step::FORWARD
+    }
+}
