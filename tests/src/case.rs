@@ -176,7 +176,18 @@ pub struct Step {
     expect: Expect,
     counts: Vec<(Counter, u64)>,
     traffic: Traffic,
-    handed: bool,
+    handed: Handed,
+}
+
+/// Who deals with a packet where both programs are.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum Handed {
+    /// XDP.
+    No,
+    /// XDP knows it is ours, but leaves it to TCX.
+    Counted,
+    /// XDP does not look so far.
+    Silently,
 }
 
 #[derive(Clone, Debug)]
@@ -185,6 +196,8 @@ enum Expect {
     Drop,
     /// Sent to another host: the packet as it leaves.
     Forward(Packet),
+    /// An ICMP error sent to another host.
+    Translate(Packet),
     /// Sent back where it came from.
     Answer(Packet),
     /// Changed and given to the stack.
@@ -201,7 +214,7 @@ pub fn from(port: Port, packet: &Packet) -> Step {
         expect: Expect::Anything,
         counts: Vec::new(),
         traffic: Traffic::default(),
-        handed: false,
+        handed: Handed::No,
     }
 }
 
@@ -233,7 +246,8 @@ impl Step {
     /// An ICMP error that goes on, translated.
     pub fn translates(self, out: &Packet) -> Self {
         self.event(Event::IcmpTranslated)
-            .expect(Expect::Forward(out.clone()))
+            .by_tcx()
+            .expect(Expect::Translate(out.clone()))
     }
 
     /// Goes to the node's own stack, rewritten.
@@ -246,7 +260,9 @@ impl Step {
 
     /// We answer it ourselves.
     pub fn answers(self, out: &Packet, event: Event) -> Self {
-        self.event(event).expect(Expect::Answer(out.clone()))
+        self.event(event)
+            .by_tcx()
+            .expect(Expect::Answer(out.clone()))
     }
 
     /// Goes on unchanged, for a reason (none if nothing is counted).
@@ -288,14 +304,23 @@ impl Step {
 
     /// XDP leaves it to TCX.
     pub fn by_tcx(mut self) -> Self {
-        self.handed = true;
+        self.handed = Handed::Counted;
+        self
+    }
+
+    /// XDP does not see that it is ours; TCX does.
+    pub fn unseen_by_xdp(mut self) -> Self {
+        self.handed = Handed::Silently;
         self
     }
 
     fn frames(&self) -> Vec<Vec<u8>> {
         let mut frames = vec![self.input.bytes()];
         match &self.expect {
-            Expect::Forward(out) | Expect::Answer(out) | Expect::Deliver(out) => {
+            Expect::Forward(out)
+            | Expect::Translate(out)
+            | Expect::Answer(out)
+            | Expect::Deliver(out) => {
                 frames.push(out.bytes());
             }
             Expect::Pass | Expect::Drop | Expect::Anything => {}
@@ -326,7 +351,7 @@ impl Step {
     fn run_xdp(&self, lab: &Lab, input: &[u8]) -> Result<(Outcome, bool), String> {
         let outcome = lab.xdp(input, self.port);
         if outcome.verdict != Verdict::Pass {
-            if self.handed {
+            if self.handed != Handed::No {
                 return Err(format!(
                     "XDP must leave it to TCX, but: {:?}",
                     outcome.verdict
@@ -341,7 +366,7 @@ impl Step {
                 describe(&outcome.frame)
             ));
         }
-        if !self.handed && !matches!(self.expect, Expect::Pass) {
+        if self.handed == Handed::No && !matches!(self.expect, Expect::Pass) {
             return Err("XDP must deal with it, but passed".into());
         }
         Ok((lab.ingress(input, self.port), true))
@@ -352,7 +377,9 @@ impl Step {
             Expect::Anything => return Ok(()),
             Expect::Pass => (Verdict::Pass, Some(&self.input)),
             Expect::Drop => (Verdict::Drop, None),
-            Expect::Forward(out) | Expect::Answer(out) => (Verdict::Send, Some(out)),
+            Expect::Forward(out) | Expect::Translate(out) | Expect::Answer(out) => {
+                (Verdict::Send, Some(out))
+            }
             Expect::Deliver(out) => (Verdict::Pass, Some(out)),
         };
         if outcome.verdict != verdict {
@@ -369,7 +396,7 @@ impl Step {
         let expected = expected.bytes();
         // The neighbour table writes the addresses after TCX, out of a test run's sight.
         let skip = match self.expect {
-            Expect::Forward(_) if complete => 12,
+            Expect::Forward(_) | Expect::Translate(_) if complete => 12,
             _ => 0,
         };
         if outcome.frame.get(skip..) == expected.get(skip..) {
@@ -393,12 +420,12 @@ impl Step {
         for (counter, number) in &self.counts {
             *expected.entry(counter.name()).or_default() += number;
         }
-        if hook == Hook::Xdp && self.handed {
+        if hook == Hook::Xdp && self.handed == Handed::Counted {
             *expected.entry(Event::HandedToTcx.name()).or_default() += 1;
         }
         if matches!(self.expect, Expect::Forward(_)) {
             let event = match hook {
-                Hook::Xdp if self.handed => Event::TcxForwarded,
+                Hook::Xdp if self.handed != Handed::No => Event::TcxForwarded,
                 Hook::Xdp => Event::XdpForwarded,
                 Hook::Tcx => Event::TcxForwarded,
                 Hook::Egress => Event::EgressForwarded,
@@ -413,22 +440,47 @@ impl Step {
         if packets != expected {
             return Err(format!("counted {packets:?} instead of {expected:?}"));
         }
-        let length = self.input.ip_length();
-        for (name, tally) in &found.counters {
-            // Another flow's end is not this packet's doing.
-            let other = [Event::FlowRetired.name(), Event::SnatTakenOver.name()].contains(name);
-            if !other && tally.bytes != tally.packets * length {
-                let wanted = tally.packets * length;
-                return Err(format!(
-                    "{name} counted {} bytes instead of {wanted}",
-                    tally.bytes
-                ));
-            }
-        }
+        self.compare_bytes(found)?;
         for (what, found) in [("services", &found.services), ("backends", &found.backends)] {
             let total = found.values().fold(Traffic::default(), |a, b| add(a, *b));
             if total != self.traffic {
                 return Err(format!("{what}: {found:?} instead of {:?}", self.traffic));
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Step {
+    /// Counters count IP bytes: of the packet that came, or of the answer we made.
+    fn compare_bytes(&self, found: &Counts) -> Result<(), String> {
+        // Another flow's end, which is not this packet's doing, and frames that are no IP.
+        let others = [
+            Event::FlowRetired.name(),
+            Event::SnatTakenOver.name(),
+            Reason::NotIp.name(),
+        ];
+        let answers = [
+            Event::ResetSent.name(),
+            Event::UnreachableSent.name(),
+            Event::TooBigSent.name(),
+            Event::TimeExceededSent.name(),
+        ];
+        for (name, tally) in found
+            .counters
+            .iter()
+            .filter(|(name, _)| !others.contains(name))
+        {
+            let length = match &self.expect {
+                Expect::Answer(out) if answers.contains(name) => out.ip_length(),
+                _ => self.input.ip_length(),
+            };
+            let wanted = tally.packets * length;
+            if tally.bytes != wanted {
+                return Err(format!(
+                    "{name} counted {} bytes instead of {wanted}",
+                    tally.bytes
+                ));
             }
         }
         Ok(())

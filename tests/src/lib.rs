@@ -11,7 +11,6 @@
 pub mod book;
 pub mod case;
 pub mod flows;
-mod interim;
 pub mod netns;
 pub mod network;
 pub mod packet;

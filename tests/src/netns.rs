@@ -158,18 +158,6 @@ impl Namespace {
         enter(&self.name);
     }
 
-    /// Starts a thread inside the namespace that outlives the call.
-    pub(crate) fn background(&self, act: impl FnOnce() + Send + 'static) {
-        let name = self.name.clone();
-        let (ready, started) = std::sync::mpsc::channel();
-        std::thread::spawn(move || {
-            enter(&name);
-            ready.send(()).expect("the caller waits");
-            act();
-        });
-        started.recv().expect("the thread enters the namespace");
-    }
-
     /// Offloads of a device, as `ethtool -K` takes them.
     pub fn ethtool(&self, device: &str, settings: &[&str]) {
         succeed(self.command("ethtool").args(["-K", device]).args(settings));

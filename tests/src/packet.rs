@@ -462,6 +462,11 @@ impl Packet {
         self.check(Check::Wrong)
     }
 
+    /// True for UDP.
+    pub fn is_udp(&self) -> bool {
+        matches!(self.transport, Transport::Udp { .. })
+    }
+
     /// True for IPv4.
     pub fn is_v4(&self) -> bool {
         self.ip.source.is_ipv4()

@@ -29,12 +29,12 @@ use lb_common::{
 };
 use lb_userspace::{
     dataplane::{Dataplane as _, bpf::BpfDataplane},
+    diff::diff,
     kernel::{Map, TestRun, test_run},
     tables::TableSet,
 };
 
 use crate::{
-    interim::diff,
     network::{INSIDE, PODS, PORTS, Port, SLIM},
     packet::address,
     require,
