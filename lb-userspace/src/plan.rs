@@ -106,4 +106,6 @@ impl Planner {
 }
 
 #[cfg(test)]
+pub(crate) mod fixture;
+#[cfg(test)]
 mod tests;

@@ -159,9 +159,14 @@ impl Admission<'_> {
         for vip in addition.vips {
             *admitted.addresses.entry(vip).or_default() |= address_role::VIP;
         }
-        admitted
-            .gateway_endpoints
-            .extend(addition.gateway_endpoints);
+        for endpoint in addition.gateway_endpoints {
+            if admitted.gateway_endpoints.insert(endpoint) {
+                *self
+                    .gateway_endpoints
+                    .entry(Family::of(endpoint.address))
+                    .or_default() += 1;
+            }
+        }
         for (id, record) in addition.backends {
             admitted.backend_ids.insert(record.endpoint, id);
             let flags = record.flags;

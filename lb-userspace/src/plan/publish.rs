@@ -1,12 +1,12 @@
 //! Puts Maglev tables into extents and writes the records.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, HashMap, HashSet},
     net::SocketAddr,
     sync::Arc,
 };
 
-use lb_common::service::Selection;
+use lb_common::service::{Selection, address_role};
 
 use super::{
     Planner,
@@ -75,6 +75,9 @@ pub(super) fn publish(
         });
         tables.frontends.extend(frontends);
     }
+    if !waiting.is_empty() {
+        forget_unserved(&mut tables);
+    }
     let frees = previous
         .extents
         .keys()
@@ -98,6 +101,33 @@ pub(super) fn publish(
         }
     }
     (tables, deferred)
+}
+
+/// Takes away what only service ports without room would have used.
+fn forget_unserved(tables: &mut TableSet) {
+    let served: HashSet<_> = tables
+        .frontends
+        .keys()
+        .map(|frontend| frontend.address)
+        .collect();
+    for (address, roles) in &mut tables.addresses {
+        if !served.contains(address) {
+            *roles &= !address_role::VIP;
+        }
+    }
+    tables.addresses.retain(|_, roles| *roles != 0);
+    let slots = tables.extents.values().flat_map(|table| table.iter());
+    let members = tables.members.keys().map(|(_, backend)| backend);
+    let named: HashSet<_> = members.chain(slots).copied().collect();
+    tables.backends.retain(|id, _| named.contains(id));
+    let kept: HashSet<_> = tables
+        .backends
+        .values()
+        .map(|backend| backend.endpoint)
+        .collect();
+    tables
+        .gateway_endpoints
+        .retain(|e| kept.contains(&SocketAddr::new(e.address, e.port)));
 }
 
 /// The tables of each port's cluster and local set; empty for none.

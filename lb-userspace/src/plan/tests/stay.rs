@@ -1,0 +1,175 @@
+//! What stays when other things change.
+
+use super::*;
+
+#[test]
+fn ids_extents_and_epochs_stay_while_nothing_changes() {
+    let three = || {
+        [
+            service("a", &["192.0.2.1"], &["80"]),
+            service("b", &["192.0.2.2"], &["80"]),
+            service("c", &["192.0.2.3"], &["80"]),
+        ]
+    };
+    let slices = |b: &[&str]| {
+        [
+            slice("a_1", &["80"], &["10.1.0.1"]),
+            slice("b_1", &["80"], b),
+            slice("c_1", &["80"], &["10.1.0.3"]),
+        ]
+    };
+    let first = plan_of(&snapshot(three(), slices(&["10.1.0.2"])), &node()).tables;
+    let same = plan_after(&first, &snapshot(three(), slices(&["10.1.0.2"])), &node()).tables;
+    assert_eq!(first, same);
+
+    let [_, b, c] = three();
+    let without_a = plan_after(&first, &snapshot([b, c], slices(&["10.1.0.2"])), &node()).tables;
+    for id in [2, 3] {
+        assert_eq!(without_a.services[&id], first.services[&id]);
+    }
+    let ids: Vec<_> = without_a.backends.keys().copied().collect();
+    assert_eq!(ids, [2, 3]);
+
+    let changed = plan_after(
+        &first,
+        &snapshot(three(), slices(&["10.1.0.2", "10.1.0.9"])),
+        &node(),
+    )
+    .tables;
+    assert_eq!(changed.services[&1], first.services[&1]);
+    assert_eq!(changed.services[&2].epoch, first.services[&2].epoch + 1);
+    assert!(
+        !first
+            .extents
+            .contains_key(&changed.services[&2].cluster.element),
+        "make before break"
+    );
+    assert_eq!(
+        changed.backends[&4].endpoint,
+        "10.1.0.9:80".parse::<SocketAddr>().expect("an endpoint")
+    );
+}
+
+#[test]
+fn ids_in_use_or_in_quarantine_are_not_handed_out() {
+    let first = plan_of(&snapshot([web()], [web_slice()]), &node()).tables;
+    let other = || {
+        snapshot(
+            [service("db", &["192.0.2.20"], &["5432"])],
+            [slice("db_1", &["5432"], &["10.1.0.9"])],
+        )
+    };
+    let quarantine = Quarantine {
+        services: [2].into(),
+        backends: [3, 4].into(),
+        incarnations: [(5, 7)].into(),
+    };
+    let second = plan(&first, &other(), &node(), &quarantine).tables;
+    assert_eq!(second.services.keys().copied().collect::<Vec<_>>(), [3]);
+    assert_eq!(
+        second
+            .backends
+            .iter()
+            .map(|(id, b)| (*id, b.incarnation))
+            .collect::<Vec<_>>(),
+        [(5, 8)]
+    );
+    let third = plan(
+        &second,
+        &snapshot([web()], [web_slice()]),
+        &node(),
+        &Quarantine::default(),
+    )
+    .tables;
+    assert_eq!(
+        third.services.keys().copied().collect::<Vec<_>>(),
+        [1],
+        "free again"
+    );
+}
+
+#[test]
+fn service_ports_with_the_same_backends_share_an_extent() {
+    let many = || service("web", &["192.0.2.10"], &["a:80", "b:81", "c:82"]);
+    let same = slice(
+        "web_1",
+        &["a:8080", "b:8080", "c:9090"],
+        &["10.1.0.1", "10.1.0.2"],
+    );
+    let tables = plan_of(&snapshot([many()], [same.clone()]), &node()).tables;
+    assert_eq!(tables.services[&1].cluster, tables.services[&2].cluster);
+    assert_ne!(tables.services[&1].cluster, tables.services[&3].cluster);
+    assert_eq!(tables.extents.len(), 2);
+    assert_eq!(tables.backends.len(), 4);
+    let more = service("zzz", &["192.0.2.11"], &["a:80"]);
+    let joined = slice("zzz_1", &["a:9090"], &["10.1.0.1", "10.1.0.2"]);
+    let later = plan_after(&tables, &snapshot([many(), more], [same, joined]), &node()).tables;
+    assert_eq!(
+        later.extents.len(),
+        2,
+        "a newcomer joins the extent which is there"
+    );
+}
+
+#[test]
+fn a_corrupted_extent_is_written_anew_elsewhere() {
+    let good = plan_of(&snapshot([web()], [web_slice()]), &node()).tables;
+    let mut dump = good.clone();
+    let element = good.services[&1].cluster.element;
+    let mut table = good.extents[&element].to_vec();
+    table[7] = 0;
+    dump.extents.insert(element, table.into());
+    let plan = plan(
+        &dump,
+        &snapshot([web()], [web_slice()]),
+        &node(),
+        &Quarantine::default(),
+    );
+    let moved = plan.tables.services[&1].cluster;
+    assert_ne!(moved.element, element);
+    assert_eq!(plan.tables.extents[&moved.element], good.extents[&element]);
+}
+
+#[test]
+fn a_planner_remembers_its_tables_and_raises_epochs_once() {
+    let snapshot = snapshot([web()], [web_slice()]);
+    let mut planner = Planner::default();
+    let mut next = |previous: &TableSet, raise: bool| {
+        if raise {
+            planner.raise_epochs();
+        }
+        planner
+            .plan(previous, &snapshot, &node(), &Quarantine::default())
+            .tables
+    };
+    let first = next(&TableSet::default(), false);
+    let second = next(&first, false);
+    assert_eq!(first, second);
+    let element = first.services[&1].cluster.element;
+    assert!(Arc::ptr_eq(
+        &first.extents[&element],
+        &second.extents[&element]
+    ));
+    let third = next(&second, true);
+    assert_eq!(third.services[&1].epoch, first.services[&1].epoch + 1);
+    assert_eq!(next(&third, false), third);
+}
+
+#[test]
+fn order_of_the_input_does_not_matter() {
+    let objects =
+        || (0..20).map(|i| service(&format!("s{i}"), &[&format!("192.0.2.{}", i / 2)], &["80"]));
+    let slices = || {
+        (0..20).map(|i| {
+            slice(
+                &format!("s{i}_1"),
+                &["80"],
+                &[&format!("10.1.0.{}", i % 7 + 1)],
+            )
+        })
+    };
+    let forth = plan_of(&snapshot(objects(), slices()), &node());
+    let back = plan_of(&snapshot(objects().rev(), slices().rev()), &node());
+    assert_eq!(forth, back);
+    assert_eq!(forth.rejected.len(), 10);
+}
