@@ -5,18 +5,23 @@
 //!                        ^ previous TableSet (ids)            \-dump-> TableSet (actual)
 //! ```
 
+pub mod agent;
 pub mod attach;
 pub mod config;
 pub mod dataplane;
 pub mod diff;
 pub mod devices;
+pub mod expire;
 pub mod kernel;
 pub mod maglev;
 pub mod manifests;
+pub mod netfilter;
 mod netlink;
 pub mod node;
 pub mod pins;
 pub mod plan;
+pub mod preflight;
 pub mod snapshot;
 pub mod tables;
+pub mod telemetry;
 pub mod view;

@@ -51,12 +51,12 @@ impl Layout {
     /// # Errors
     ///
     /// If the file is no BPF object or lacks a map, or a size names a map that does not exist.
-    pub fn of(object: &[u8], entries: &BTreeMap<String, u32>) -> Result<Self, PinError> {
+    pub fn of(object: &[u8], entries: &BTreeMap<&str, u32>) -> Result<Self, PinError> {
         let object =
             aya_obj::Object::parse(object).map_err(|error| PinError::Object(error.to_string()))?;
         if let Some(name) = entries
             .keys()
-            .find(|name| MAPS.iter().all(|(map, _)| map != name))
+            .find(|name| MAPS.iter().all(|(map, _)| map != *name))
         {
             return Err(PinError::Object(format!("entries: no map is named {name}")));
         }

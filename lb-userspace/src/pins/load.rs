@@ -39,7 +39,7 @@ pub struct LoadOptions {
     /// The data path's read-only configuration.
     pub config: Config,
     /// Capacities that differ from the defaults, by map.
-    pub entries: BTreeMap<String, u32>,
+    pub entries: BTreeMap<&'static str, u32>,
 }
 
 /// A data path ready to be attached: maps pinned and filled in, programs in the kernel.

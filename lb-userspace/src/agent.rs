@@ -1,0 +1,531 @@
+//! The agent: waits for something to change, plans, and applies.
+//!
+//! ```text
+//! manifests ──┐
+//! network   ──┼─▶ loop ─▶ plan ─▶ diff ─▶ reach pods ─▶ apply
+//! timers    ──┘                                └─ failure: dump, wait, again
+//! ```
+//! Nothing is changed before every source has delivered its first complete list. When the agent
+//! ends, the data path stays: tables, programs and links are pinned.
+
+use std::{
+    collections::BTreeSet,
+    net::IpAddr,
+    path::Path,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use lb_common::config::{
+    Config as DataPathConfig, UnknownFlows as DataPathUnknownFlows, config_flag,
+};
+use tokio::{
+    signal::unix::{SignalKind, signal},
+    sync::watch,
+    task::JoinHandle,
+    time::{MissedTickBehavior, interval_at},
+};
+use tracing::{error, info, warn};
+
+use self::{
+    interfaces::{Interfaces, chain},
+    worker::{Draft, Source, Worker, clock},
+};
+use crate::{
+    attach::{AttachError, Attacher},
+    config::{Config, PodInterfaces, UnknownFlows},
+    dataplane::{DataplaneError, bpf::BpfDataplane},
+    devices::{self, Monitor, MonitorError, NetworkView, SnatPolicy},
+    expire::{Expiry, IdleTicks, Pass, to_ticks},
+    manifests::{ManifestError, ManifestSource},
+    netfilter::{self, Netfilter},
+    node::NodeConfig,
+    pins::{self, LoadOptions, PinError},
+    preflight::{self, PreflightError},
+};
+
+mod interfaces;
+mod worker;
+
+/// How often the tables are read back and compared.
+const RESYNC: Duration = Duration::from_mins(1);
+/// Longest time between two looks at the flows.
+const EXPIRY: Duration = Duration::from_secs(10);
+/// Wait after a failure to apply: the first, and the longest.
+const BACKOFF: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(30));
+/// How long a burst of changes is gathered.
+const GATHER: Duration = Duration::from_millis(1);
+
+/// Why the agent ended. The data path is as it was.
+#[derive(Debug, thiserror::Error)]
+pub enum AgentError {
+    /// Something it needs is missing.
+    #[error(transparent)]
+    Preflight(#[from] PreflightError),
+    /// An interface of the configuration is not there.
+    #[error("{key}: there is no interface {name}")]
+    NoInterface {
+        /// The key that names it.
+        key: &'static str,
+        /// Its name.
+        name: String,
+    },
+    /// The data path could not be loaded.
+    #[error(transparent)]
+    Pins(#[from] PinError),
+    /// A program could not be attached.
+    #[error(transparent)]
+    Attach(#[from] AttachError),
+    /// The network cannot be followed.
+    #[error(transparent)]
+    Network(#[from] MonitorError),
+    /// The manifests cannot be read.
+    #[error(transparent)]
+    Manifests(#[from] ManifestError),
+    /// The tables cannot be read.
+    #[error(transparent)]
+    Tables(#[from] DataplaneError),
+    /// Something else the kernel refused. `what` names the operation.
+    #[error("{what}")]
+    Kernel {
+        /// The operation.
+        what: &'static str,
+        /// The cause.
+        #[source]
+        source: std::io::Error,
+    },
+    /// A task of the agent panicked.
+    #[error("a task of the agent ended unexpectedly")]
+    Task(#[from] tokio::task::JoinError),
+}
+
+impl AgentError {
+    fn kernel(what: &'static str) -> impl FnOnce(std::io::Error) -> Self {
+        move |source| Self::Kernel { what, source }
+    }
+}
+
+/// Runs until SIGTERM or SIGINT. The data path stays attached.
+///
+/// # Errors
+///
+/// If the agent cannot start, or loses its view of the network. The data path goes on.
+pub async fn run(config: Config) -> Result<(), AgentError> {
+    let _lock = preflight::lock(&config.lock_file)?;
+    preflight::require_privileges()?;
+    pins::require_bpffs(&config.pin_root)?;
+    preflight::require_tcx()?;
+    require_interfaces(&config)?;
+    let mut terminated =
+        signal(SignalKind::terminate()).map_err(AgentError::kernel("listen for SIGTERM"))?;
+    let mut interrupted =
+        signal(SignalKind::interrupt()).map_err(AgentError::kernel("listen for SIGINT"))?;
+    // Its default would end us; there is nothing to read again that is not followed anyway.
+    let _hangup = signal(SignalKind::hangup()).map_err(AgentError::kernel("listen for SIGHUP"))?;
+    let mut agent = Agent::start(config).await?;
+    tokio::select! {
+        result = agent.turn() => result,
+        _ = terminated.recv() => {
+            info!("SIGTERM: the agent ends, the data path stays attached");
+            Ok(())
+        }
+        _ = interrupted.recv() => {
+            info!("SIGINT: the agent ends, the data path stays attached");
+            Ok(())
+        }
+    }
+}
+
+fn require_interfaces(config: &Config) -> Result<(), AgentError> {
+    let exists = |name: &String| nix::net::if_::if_nametoindex(name.as_str()).is_ok();
+    let missing = |key, name: &String| AgentError::NoInterface {
+        key,
+        name: name.clone(),
+    };
+    if let Some(name) = config.interfaces.iter().find(|name| !exists(name)) {
+        return Err(missing("interfaces", name));
+    }
+    let PodInterfaces::List(names) = &config.pod_interfaces else {
+        return Ok(());
+    };
+    names
+        .iter()
+        .find(|name| !exists(name))
+        .map_or(Ok(()), |n| Err(missing("podInterfaces", n)))
+}
+
+/// Everything the loop holds.
+struct Agent {
+    config: Config,
+    source: watch::Receiver<Source>,
+    monitor: Monitor,
+    interfaces: Interfaces,
+    /// `None` while a blocking thread has it.
+    worker: Option<Worker>,
+    expiry: Option<Expiry>,
+    expiry_interval: Duration,
+    failures: u32,
+}
+
+impl Agent {
+    async fn start(config: Config) -> Result<Self, AgentError> {
+        let netfilter = tokio::task::spawn_blocking(netfilter::inspect).await?;
+        let unknown_flows = unknown_flows(config.unknown_flows, netfilter);
+        info!(
+            masquerade = netfilter.masquerade,
+            kube_proxy = netfilter.kube_proxy,
+            ?unknown_flows,
+            "other translators on this node"
+        );
+        let jiffies = preflight::jiffies_per_second()?;
+        let shift = preflight::tick_shift(jiffies);
+        let tick_seconds = f64::from(1_u32 << shift) / f64::from(jiffies);
+        let options = LoadOptions {
+            root: config.pin_root.clone(),
+            config: data_path_config(&config, unknown_flows, shift, tick_seconds),
+            entries: config.tables.entries(),
+        };
+        let file = config.object.clone();
+        let loading = tokio::task::spawn_blocking(move || load(file.as_deref(), &options));
+        let loaded = loading.await??;
+        let pins = loaded.directory.clone();
+        let snat = SnatPolicy {
+            addresses: config.snat_addresses.clone(),
+            masquerade: netfilter.masquerade,
+        };
+        let monitor = devices::monitor(&pins, snat).await?;
+        let mut interfaces = Interfaces::new(Attacher::new(loaded, config.pin_root.clone()));
+        let view = Arc::clone(&monitor.view.borrow());
+        interfaces.start(&config, &view)?;
+        let idle = IdleTicks::new(&config.timeouts, tick_seconds);
+        let expiry =
+            Expiry::open(&pins, idle).map_err(AgentError::kernel("open the flow tables"))?;
+        let in_use = expiry
+            .in_use()
+            .map_err(AgentError::kernel("read the flow tables"))?;
+        let worker = Worker::new(BpfDataplane::open_pinned(&pins)?, &in_use, clock())?;
+        let source = ManifestSource::watch(&config.manifests)?;
+        let shortest = config
+            .timeouts
+            .udp
+            .min(config.timeouts.closed)
+            .min(config.timeouts.tcp);
+        Ok(Self {
+            expiry_interval: (shortest / 4).clamp(Duration::from_secs(1), EXPIRY),
+            config,
+            source,
+            monitor,
+            interfaces,
+            worker: Some(worker),
+            expiry: Some(expiry),
+            failures: 0,
+        })
+    }
+
+    /// Follows every change, until something fails that cannot be repaired here.
+    async fn turn(&mut self) -> Result<(), AgentError> {
+        let now = tokio::time::Instant::now();
+        let mut resync = interval_at(now + RESYNC, RESYNC);
+        let mut expiry = interval_at(now + self.expiry_interval, self.expiry_interval);
+        expiry.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut expiring: Option<JoinHandle<(Expiry, Instant, std::io::Result<Pass>)>> = None;
+        self.source.mark_changed();
+        let mut retry = None;
+        loop {
+            let retrying = async {
+                match retry {
+                    Some(at) => tokio::time::sleep_until(at).await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                changed = self.source.changed() => {
+                    // The thread that watches the manifests ended: what we have stays in force.
+                    if changed.is_err() {
+                        return Err(AgentError::kernel("watch the manifests")(
+                            std::io::ErrorKind::BrokenPipe.into(),
+                        ));
+                    }
+                    tokio::time::sleep(GATHER).await;
+                }
+                changed = self.monitor.view.changed() => {
+                    if changed.is_err() {
+                        return Err((&mut self.monitor.task).await?.into());
+                    }
+                    let view = self.view();
+                    self.interfaces.follow(&self.config, &view);
+                }
+                () = retrying => {}
+                _ = resync.tick() => self.resync().await?,
+                _ = expiry.tick(), if expiring.is_none() => {
+                    expiring = self.expire();
+                    continue;
+                }
+                done = async { expiring.as_mut()?.await.ok() }, if expiring.is_some() => {
+                    expiring = None;
+                    self.expired(done);
+                    continue;
+                }
+            }
+            retry = self
+                .reconcile()
+                .await?
+                .map(|wait| tokio::time::Instant::now() + wait);
+        }
+    }
+
+    /// Brings the tables to what the sources ask for. Returns when to try again, if it must.
+    async fn reconcile(&mut self) -> Result<Option<Duration>, AgentError> {
+        let source = Arc::clone(&self.source.borrow_and_update());
+        if !source.complete {
+            return Ok(None);
+        }
+        let view = Arc::clone(&self.monitor.view.borrow_and_update());
+        let node = node_config(&self.config, &view);
+        let planned = Arc::clone(&source);
+        let (draft, ()) = self
+            .blocking(move |worker| {
+                let mut draft = worker.plan(&planned.snapshot, &node);
+                let mut rejected = planned.rejections.clone();
+                rejected.append(&mut draft.plan.rejected);
+                rejected.sort_unstable();
+                rejected.dedup();
+                worker.report(rejected);
+                (draft, ())
+            })
+            .await?;
+        self.reach(&view, &draft).await;
+        let again = !draft.plan.deferred.is_empty() && !draft.ops.is_empty();
+        match self.blocking(move |worker| worker.apply(draft)).await? {
+            Ok(()) => {
+                self.failures = 0;
+                // What the plan gave back makes room for the rest.
+                Ok(again.then_some(Duration::ZERO))
+            }
+            Err(error) => {
+                self.failures = self.failures.saturating_add(1);
+                let wait = backoff(self.failures);
+                error!(failures = self.failures, ?wait, "apply: {}", chain(&error));
+                Ok(Some(wait))
+            }
+        }
+    }
+
+    async fn reach(&mut self, view: &NetworkView, draft: &Draft) {
+        let local = draft.local_backends();
+        let routes = &self.monitor.routes;
+        self.interfaces
+            .reach_pods(&self.config, view, routes, &local)
+            .await;
+        if draft.has_host_backend() {
+            self.interfaces.reach_host(view);
+        }
+    }
+
+    /// Compares memory with the kernel.
+    async fn resync(&mut self) -> Result<(), AgentError> {
+        match self.blocking(Worker::resync).await? {
+            Ok(false) => {}
+            Ok(true) => warn!("the tables were not as the agent left them"),
+            Err(error) => error!("read the tables back: {}", chain(&error)),
+        }
+        Ok(())
+    }
+
+    fn expire(&mut self) -> Option<JoinHandle<(Expiry, Instant, std::io::Result<Pass>)>> {
+        let mut expiry = self.expiry.take()?;
+        Some(tokio::task::spawn_blocking(move || {
+            let began = clock();
+            let result = expiry.pass();
+            (expiry, began, result)
+        }))
+    }
+
+    fn expired(&mut self, done: Option<(Expiry, Instant, std::io::Result<Pass>)>) {
+        let Some((expiry, began, result)) = done else {
+            error!("the task that expires flows is gone");
+            return;
+        };
+        self.expiry = Some(expiry);
+        match result {
+            Ok(pass) => {
+                if pass.condemned + pass.deleted > 0 {
+                    let Pass {
+                        halves,
+                        condemned,
+                        deleted,
+                        ..
+                    } = pass;
+                    info!(halves, condemned, deleted, "idle flows");
+                }
+                let own = self.own_addresses();
+                if let Some(worker) = &mut self.worker {
+                    worker.release(&pass.in_use, began);
+                    worker.sweep_filter(&pass.in_use, &own, began);
+                }
+            }
+            Err(error) => warn!(%error, "look at the flows"),
+        }
+    }
+
+    /// Lends the worker to a blocking thread.
+    async fn blocking<T: Send + 'static>(
+        &mut self,
+        work: impl FnOnce(&mut Worker) -> T + Send + 'static,
+    ) -> Result<T, AgentError> {
+        let Some(mut worker) = self.worker.take() else {
+            return Err(AgentError::kernel("find the tables")(
+                std::io::ErrorKind::NotFound.into(),
+            ));
+        };
+        let task = tokio::task::spawn_blocking(move || {
+            let result = work(&mut worker);
+            (worker, result)
+        });
+        let (worker, result) = task.await?;
+        self.worker = Some(worker);
+        Ok(result)
+    }
+
+    /// Addresses that may serve for SNAT: errors about our packets come to them from anywhere.
+    fn own_addresses(&self) -> BTreeSet<IpAddr> {
+        let view = self.monitor.view.borrow();
+        let network = &view.network;
+        let primary = network.links().keys().flat_map(|index| {
+            let (v4, v6) = network.primary(*index);
+            v4.into_iter().chain(v6)
+        });
+        primary
+            .chain(self.config.snat_addresses.iter().copied())
+            .collect()
+    }
+
+    fn view(&self) -> Arc<NetworkView> {
+        Arc::clone(&self.monitor.view.borrow())
+    }
+}
+
+fn load(file: Option<&Path>, options: &LoadOptions) -> Result<pins::Loaded, PinError> {
+    let object = pins::object(file)?;
+    pins::load(&object, options)
+}
+
+/// Wait before trying again after so many failures in a row.
+fn backoff(failures: u32) -> Duration {
+    let (first, longest) = BACKOFF;
+    first
+        .saturating_mul(1 << failures.saturating_sub(1).min(16))
+        .min(longest)
+}
+
+/// What `auto` means on this node.
+const fn unknown_flows(wanted: UnknownFlows, found: Netfilter) -> DataPathUnknownFlows {
+    match wanted {
+        UnknownFlows::Auto if found.kube_proxy => DataPathUnknownFlows::Stack,
+        UnknownFlows::Auto | UnknownFlows::Select => DataPathUnknownFlows::Select,
+        UnknownFlows::Stack => DataPathUnknownFlows::Stack,
+        UnknownFlows::Drop => DataPathUnknownFlows::Drop,
+    }
+}
+
+fn data_path_config(
+    config: &Config,
+    unknown_flows: DataPathUnknownFlows,
+    tick_shift: u32,
+    tick_seconds: f64,
+) -> DataPathConfig {
+    // New TCP flows are refused before third packets would be; UDP, which anyone can fill, earlier.
+    let limit = |entries: u32| entries - entries / 16;
+    let direct = config_flag::DIRECT_BACKEND_ACCESS;
+    DataPathConfig {
+        flags: if config.direct_backend_access {
+            direct
+        } else {
+            0
+        },
+        tick_shift,
+        unknown_flows: unknown_flows as u32,
+        replies_per_tick: config.replies_per_second,
+        flows4_limit: limit(config.tables.flows_v4),
+        flows6_limit: limit(config.tables.flows_v6),
+        udp4_limit: config.tables.flows_v4 / 2,
+        udp6_limit: config.tables.flows_v6 / 2,
+        closed_ticks: to_ticks(config.timeouts.closed, tick_seconds),
+        embryonic_ticks: to_ticks(config.timeouts.embryonic, tick_seconds),
+        // The kernel takes a neighbour for confirmed for 30 s, give or take half of it.
+        neighbour_ticks: to_ticks(Duration::from_secs(5), tick_seconds),
+        reserved: 0,
+    }
+}
+
+fn node_config(config: &Config, view: &NetworkView) -> NodeConfig {
+    let addresses = view.network.addresses();
+    let mut primary = Vec::new();
+    for index in config
+        .interfaces
+        .iter()
+        .filter_map(|name| view.network.index(name))
+    {
+        let (v4, v6) = view.network.primary(index);
+        for address in [v4, v6].into_iter().flatten() {
+            if primary
+                .iter()
+                .all(|p: &IpAddr| p.is_ipv4() != address.is_ipv4())
+            {
+                primary.push(address);
+            }
+        }
+    }
+    NodeConfig {
+        name: config.node_name.clone(),
+        zone: config.zone.clone(),
+        gateway: config.gateway,
+        node_port_addresses: config.node_port_addresses.select(&addresses, &primary),
+        addresses,
+        snat_addresses: config.snat_addresses.iter().copied().collect(),
+        external_ips: config.external_ips,
+        sizes: config.tables.clone(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn waits_grow_and_end_growing() {
+        let seconds: Vec<_> = [1, 2, 3, 9, 10, u32::MAX]
+            .iter()
+            .map(|n| backoff(*n).as_secs_f64())
+            .collect();
+        assert_eq!(seconds, [0.1, 0.2, 0.4, 25.6, 30.0, 30.0]);
+    }
+
+    #[test]
+    fn auto_leaves_unknown_flows_to_a_kube_proxy() {
+        let with = |kube_proxy| Netfilter {
+            kube_proxy,
+            ..Netfilter::default()
+        };
+        for (wanted, found, expected) in [
+            (
+                UnknownFlows::Auto,
+                with(false),
+                DataPathUnknownFlows::Select,
+            ),
+            (UnknownFlows::Auto, with(true), DataPathUnknownFlows::Stack),
+            (
+                UnknownFlows::Select,
+                with(true),
+                DataPathUnknownFlows::Select,
+            ),
+            (UnknownFlows::Drop, with(true), DataPathUnknownFlows::Drop),
+        ] {
+            assert_eq!(
+                unknown_flows(wanted, found),
+                expected,
+                "{wanted:?} {found:?}"
+            );
+        }
+    }
+}

@@ -1,0 +1,262 @@
+//! Which programs sit on which devices, and following devices that come, go and change.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+};
+
+use tracing::{info, warn};
+
+use crate::{
+    attach::{AttachError, Attached, Attacher, Interface},
+    config::{Config, PodInterfaces},
+    devices::{Link, NetworkView, Routes},
+    kernel::{self, Hook},
+    preflight,
+};
+
+/// Keeps programs where they belong.
+#[derive(Debug)]
+pub(super) struct Interfaces {
+    attacher: Attacher,
+    /// By interface index: what was taken, and the obstacle it was taken with.
+    managed: BTreeMap<u32, (Attached, Option<String>)>,
+    /// Pod-facing devices and devices with `lb_egress`.
+    held: BTreeSet<(u32, Hook)>,
+    /// Where the addresses in `looked_up` are, as of network state `looked_up_at`.
+    looked_up: BTreeSet<IpAddr>,
+    looked_up_at: u64,
+    missing: BTreeSet<String>,
+}
+
+impl Interfaces {
+    pub(super) const fn new(attacher: Attacher) -> Self {
+        Self {
+            attacher,
+            managed: BTreeMap::new(),
+            held: BTreeSet::new(),
+            looked_up: BTreeSet::new(),
+            looked_up_at: 0,
+            missing: BTreeSet::new(),
+        }
+    }
+
+    /// Attaches to every managed interface; at start, all must be there.
+    pub(super) fn start(&mut self, config: &Config, view: &NetworkView) -> Result<(), AttachError> {
+        for name in &config.interfaces {
+            let Some(index) = view.network.index(name) else {
+                continue;
+            };
+            preflight::check_forwarding(name, config.manage_sysctls);
+            self.manage(
+                config,
+                &Interface {
+                    index,
+                    name: name.clone(),
+                },
+                view,
+            )?;
+        }
+        if let PodInterfaces::List(names) = &config.pod_interfaces {
+            for name in names {
+                let Some(index) = view.network.index(name) else {
+                    continue;
+                };
+                preflight::check_forwarding(name, config.manage_sysctls);
+                self.hold(
+                    &Interface {
+                        index,
+                        name: name.clone(),
+                    },
+                    Hook::TcxIngress,
+                )?;
+            }
+        }
+        // Links of an earlier configuration. Pod-facing ones stay: flows may still need them.
+        let automatic = config.pod_interfaces == PodInterfaces::Auto;
+        self.attacher.prune(|hook, index| {
+            let wanted =
+                self.managed.contains_key(&index) || self.held.contains(&(index, Hook::TcxIngress));
+            let exists = view.network.links().contains_key(&index);
+            exists && (wanted || hook == Hook::TcxEgress || (automatic && hook == Hook::TcxIngress))
+        });
+        self.attacher.retire_other_layouts();
+        Ok(())
+    }
+
+    /// Follows devices that came, went, or got VLANs. Failures are logged: the others go on.
+    pub(super) fn follow(&mut self, config: &Config, view: &NetworkView) {
+        let links = view.network.links();
+        self.managed.retain(|index, _| links.contains_key(index));
+        self.held.retain(|(index, _)| links.contains_key(index));
+        self.attacher.prune(|_, index| links.contains_key(&index));
+        for name in &config.interfaces {
+            let Some(index) = view.network.index(name) else {
+                if self.missing.insert(name.clone()) {
+                    warn!(
+                        interface = name,
+                        "the interface is gone; waiting for it to come back"
+                    );
+                }
+                continue;
+            };
+            self.missing.remove(name);
+            let interface = Interface {
+                index,
+                name: name.clone(),
+            };
+            let obstacle = obstacle(&interface, view);
+            if self
+                .managed
+                .get(&index)
+                .is_some_and(|(_, known)| *known == obstacle)
+            {
+                continue;
+            }
+            preflight::check_forwarding(name, config.manage_sysctls);
+            if let Err(error) = self.manage(config, &interface, view) {
+                warn!(interface = name, "{}", chain(&error));
+            }
+        }
+        if let PodInterfaces::List(names) = &config.pod_interfaces {
+            for name in names {
+                let Some(index) = view.network.index(name) else {
+                    continue;
+                };
+                self.try_hold(
+                    &Interface {
+                        index,
+                        name: name.clone(),
+                    },
+                    Hook::TcxIngress,
+                );
+            }
+        }
+    }
+
+    /// Puts `lb_ingress` on the devices this node's backends are behind, before any packet is sent
+    /// there.
+    pub(super) async fn reach_pods(
+        &mut self,
+        config: &Config,
+        view: &NetworkView,
+        routes: &Routes,
+        backends: &BTreeSet<IpAddr>,
+    ) {
+        if config.pod_interfaces != PodInterfaces::Auto {
+            return;
+        }
+        if self.looked_up_at != view.moved {
+            self.looked_up.clear();
+            self.looked_up_at = view.moved;
+        }
+        let new: Vec<_> = backends.difference(&self.looked_up).copied().collect();
+        for address in new {
+            match routes.device(address).await {
+                Ok(Some(index)) => {
+                    let Some(link) = view.network.links().get(&index) else {
+                        continue;
+                    };
+                    // Until the device is known, the address stays to be looked up.
+                    self.looked_up.insert(address);
+                    if !link.loopback {
+                        self.try_hold(&interface(index, link), Hook::TcxIngress);
+                    }
+                }
+                Ok(None) => {
+                    self.looked_up.insert(address);
+                }
+                Err(error) => warn!(%address, "route of a backend: {}", chain(&error)),
+            }
+        }
+        self.looked_up.retain(|address| backends.contains(address));
+    }
+
+    /// Puts `lb_egress` on every device a reply of the node itself may leave by.
+    pub(super) fn reach_host(&mut self, view: &NetworkView) {
+        for (&index, link) in view.network.links() {
+            let (v4, v6) = view.network.primary(index);
+            let has_address = v4.is_some() || v6.is_some();
+            if !link.loopback && (has_address || self.managed.contains_key(&index)) {
+                self.try_hold(&interface(index, link), Hook::TcxEgress);
+            }
+        }
+    }
+
+    fn manage(
+        &mut self,
+        config: &Config,
+        interface: &Interface,
+        view: &NetworkView,
+    ) -> Result<(), AttachError> {
+        let obstacle = obstacle(interface, view);
+        let attached = self
+            .attacher
+            .attach(interface, config.mode, obstacle.clone())?;
+        let before = self.managed.get(&interface.index);
+        if before.is_none_or(|(before, _)| *before != attached) {
+            info!(interface = interface.name, "{}: {attached}", interface.name);
+        }
+        self.managed.insert(interface.index, (attached, obstacle));
+        Ok(())
+    }
+
+    fn hold(&mut self, interface: &Interface, hook: Hook) -> Result<(), AttachError> {
+        let known = hook == Hook::TcxIngress && self.managed.contains_key(&interface.index);
+        if known || self.held.contains(&(interface.index, hook)) {
+            return Ok(());
+        }
+        self.attacher.hold(interface, hook)?;
+        let what = if hook == Hook::TcxIngress {
+            "TCX (pods)"
+        } else {
+            "TCX egress (host)"
+        };
+        info!(interface = interface.name, "{}: {what}", interface.name);
+        self.held.insert((interface.index, hook));
+        Ok(())
+    }
+
+    fn try_hold(&mut self, interface: &Interface, hook: Hook) {
+        if let Err(error) = self.hold(interface, hook) {
+            warn!(interface = interface.name, "{}", chain(&error));
+        }
+    }
+}
+
+fn interface(index: u32, link: &Link) -> Interface {
+    Interface {
+        index,
+        name: link.name.clone(),
+    }
+}
+
+/// Why native XDP would see frames without their tag here.
+fn obstacle(interface: &Interface, view: &NetworkView) -> Option<String> {
+    let mut above = view.network.links().values().filter_map(|link| link.vlan);
+    if !above.any(|(parent, _)| parent == interface.index) {
+        return None;
+    }
+    match kernel::receive_vlan_offload(&interface.name) {
+        Ok(false) => None,
+        Ok(true) => Some(format!(
+            "VLAN devices on it and rx-vlan-offload on (`ethtool -K {} rxvlan off` allows XDP)",
+            interface.name
+        )),
+        Err(error) => Some(format!(
+            "VLAN devices on it and rx-vlan-offload unknown: {error}"
+        )),
+    }
+}
+
+/// An error with its causes.
+pub(super) fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text.push_str(": ");
+        text.push_str(&error.to_string());
+        cause = error.source();
+    }
+    text
+}
