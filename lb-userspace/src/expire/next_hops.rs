@@ -94,7 +94,7 @@ mod tests {
             })
             .collect();
         let in_use = BTreeSet::from([1, 3, 5]);
-        assert!(surplus(&linked, &in_use, 17).is_empty());
+        assert!(surplus(&linked, &in_use, 18).is_empty());
         let gone: Vec<_> = surplus(&linked, &in_use, 16)
             .iter()
             .map(|(_, index)| *index)
