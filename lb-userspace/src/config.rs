@@ -24,6 +24,10 @@ mod tables;
 
 /// A checked configuration.
 #[derive(Clone, Debug, Eq, PartialEq)]
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "switches, each with a key of its own"
+)]
 pub struct Config {
     /// `manifests`: directory of Kubernetes manifests.
     pub manifests: PathBuf,
@@ -170,9 +174,9 @@ impl Default for Timeouts {
     fn default() -> Self {
         Self {
             tcp: Duration::from_hours(24),
-            udp: Duration::from_secs(180),
-            embryonic: Duration::from_secs(60),
-            closed: Duration::from_secs(60),
+            udp: Duration::from_mins(3),
+            embryonic: Duration::from_mins(1),
+            closed: Duration::from_mins(1),
         }
     }
 }

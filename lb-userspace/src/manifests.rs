@@ -249,7 +249,7 @@ impl File {
         };
         let mut kept: Vec<_> = old.into_iter().filter(is_kept).collect();
         for entry in &mut kept {
-            entry.place = "(last good version)".to_owned();
+            "(last good version)".clone_into(&mut entry.place);
             entry.rejections.clear();
         }
         self.entries.append(&mut kept);
@@ -278,7 +278,7 @@ impl Stamp {
     }
 }
 
-/// True for the names we read: a known extension, not hidden (editors' and ConfigMaps' own files).
+/// True for the names we read: a known extension, not hidden (editors' and `ConfigMap`s' own files).
 fn is_manifest(name: &OsStr) -> bool {
     let known = Path::new(name)
         .extension()

@@ -56,7 +56,7 @@ log: {level: 'info,lb_userspace=debug', format: json}
         PodInterfaces::List(vec!["cni0".to_owned()])
     );
     assert_eq!(config.timeouts.closed, Duration::from_secs(90));
-    assert_eq!(config.timeouts.udp, Duration::from_secs(60));
+    assert_eq!(config.timeouts.udp, Duration::from_mins(1));
     let entries = config.tables.entries();
     assert_eq!(entries["FLOWS_V4"], 1024);
     assert_eq!(entries["CLOSING_V4"], 512);

@@ -60,7 +60,7 @@ enum Change {
     Writing(OsString),
     /// Its content is complete, or gone.
     Closed(OsString),
-    /// Something else in the directory, such as the swap of a ConfigMap's link.
+    /// Something else in the directory, such as the swap of a `ConfigMap`'s link.
     Other,
 }
 

@@ -61,7 +61,7 @@ pub(super) fn sets(
     let mut cluster = Vec::new();
     if wanted.cluster {
         let level = if wanted.topology {
-            Level::of(ready().map(|c| c.state), node)
+            Level::of(&ready().map(|c| c.state), node)
         } else {
             Level::None
         };
@@ -190,7 +190,7 @@ enum Level {
 impl Level {
     /// A level counts if every ready endpoint has a hint for it and one of them names us.
     #[expect(single_use_lifetimes, reason = "`impl Trait` cannot elide it")]
-    fn of<'a>(ready: impl Iterator<Item = &'a Endpoint> + Clone, node: &NodeConfig) -> Self {
+    fn of<'a>(ready: &(impl Iterator<Item = &'a Endpoint> + Clone), node: &NodeConfig) -> Self {
         let counts = |level: Self, has_hint: fn(&Endpoint) -> bool| {
             ready.clone().all(has_hint) && ready.clone().any(|e| level.admits(e, node))
         };

@@ -25,7 +25,7 @@ pub(crate) fn ip(text: &str) -> IpAddr {
     text.parse().expect("an address")
 }
 
-/// This node: `edge-1`, 198.51.100.1 and 2001:db8:1::1, neither gateway nor node ports.
+/// This node: `edge-1`, 198.51.100.1 and `2001:db8:1::1`, neither gateway nor node ports.
 pub(crate) fn node() -> NodeConfig {
     NodeConfig {
         name: "edge-1".to_owned(),

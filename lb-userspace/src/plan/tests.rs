@@ -89,6 +89,7 @@ fn a_whole_plan_as_text() {
 }
 
 #[test]
+#[expect(clippy::too_many_lines, reason = "a table of cases")]
 fn which_addresses_become_frontends() {
     let external = |s: ServiceObject| ServiceObject {
         external_ips: fields(&["203.0.113.7"], |i| format!("spec.externalIPs[{i}]")),

@@ -72,6 +72,7 @@ fn first(tables: &TableSet, packet: ModelPacket) -> Outcome {
 }
 
 #[test]
+#[expect(clippy::too_many_lines, reason = "a table of cases")]
 fn a_new_flow_or_the_reason_for_none() {
     let node = node_with_node_ports();
     let local = || ServiceObject {
