@@ -138,9 +138,12 @@ fn main() -> ExitCode {
     match result {
         Ok(()) => ExitCode::SUCCESS,
         // The reader of the pipe has seen enough.
-        Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
+        Err(error) if is_caused_by(&error, io::ErrorKind::BrokenPipe) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("lbctl: {error:#}");
+            if is_caused_by(&error, io::ErrorKind::PermissionDenied) {
+                eprintln!("lbctl reads BPF maps: run it as root");
+            }
             ExitCode::FAILURE
         }
     }
@@ -377,9 +380,9 @@ fn now() -> Instant {
     Instant::now()
 }
 
-fn is_broken_pipe(error: &anyhow::Error) -> bool {
-    let broken = |error: &io::Error| error.kind() == io::ErrorKind::BrokenPipe;
+fn is_caused_by(error: &anyhow::Error, kind: io::ErrorKind) -> bool {
+    let same = |error: &io::Error| error.kind() == kind;
     error
         .chain()
-        .any(|cause| cause.downcast_ref::<io::Error>().is_some_and(broken))
+        .any(|cause| cause.downcast_ref::<io::Error>().is_some_and(same))
 }

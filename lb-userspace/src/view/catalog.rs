@@ -84,6 +84,8 @@ catalog! {
     BackendTraffic = "backend-traffic": [BACKEND_TRAFFIC],
     /// Replies of ours in the current tick, by CPU.
     ReplyBudget = "reply-budget": [REPLY_BUDGET],
+    /// Working memory of the data path.
+    Scratch = "scratch": [SCRATCH],
 }
 
 /// A view, perhaps of one family only.

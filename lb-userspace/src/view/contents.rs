@@ -10,10 +10,11 @@ use lb_common::{
         FragmentKey, FragmentPorts,
         affinity::{Affinity, AffinityKey},
     },
-    traffic::{Tally, Traffic},
+    traffic::{ReplyBudget, Tally, Traffic},
 };
 
 use crate::{
+    preflight::tick_shift,
     tables::{Family, TableSet},
     view::flows::Half,
 };
@@ -23,7 +24,7 @@ use crate::{
 pub struct Contents {
     /// The tables a plan decides.
     pub tables: TableSet,
-    /// Each direction of each flow, of both families, established first.
+    /// Each direction of each flow, of both families.
     pub halves: Vec<Half>,
     /// The oldest element of `CLOSING_V4`.
     pub closing4: Option<Closing4>,
@@ -64,7 +65,9 @@ pub struct Contents {
     /// `BACKEND_TRAFFIC`, summed over CPUs, without zeros.
     pub backend_traffic: BTreeMap<u32, Traffic>,
     /// `REPLY_BUDGET`, one for each CPU.
-    pub reply_budget: Vec<Tally>,
+    pub reply_budget: Vec<ReplyBudget>,
+    /// Bytes a CPU has in `SCRATCH`, which only the data path understands.
+    pub scratch_bytes: Option<u32>,
     /// Names of the interfaces, by interface index.
     pub interfaces: BTreeMap<u32, String>,
     /// The data path's clock, if its program could be run.
@@ -76,28 +79,24 @@ pub struct Contents {
 pub struct Clock {
     /// The current tick.
     pub now: u32,
-    /// `Config::tick_shift` of the loaded programs.
-    pub shift: u32,
+    /// Length of a tick in milliseconds.
+    pub tick_ms: u64,
 }
 
 impl Clock {
     /// Seconds since a stamp, as near as the tick tells. A stamp ahead of the clock is "now".
-    pub fn seconds_since(self, stamp: u32) -> u64 {
+    pub const fn seconds_since(self, stamp: u32) -> u64 {
         let ticks = ticks_since(self.now, stamp);
         if ticks > TICK_MASK / 2 {
-            0
-        } else {
-            u64::from(ticks) * self.tick_ms() / 1000
+            return 0;
         }
+        ticks as u64 * self.tick_ms / 1000
     }
+}
 
-    /// Milliseconds of a tick: the agent takes the shift from the kernel's HZ.
-    pub const fn tick_ms(self) -> u64 {
-        match self.shift {
-            7 => 1280, // HZ 100
-            _ => 1024, // HZ 250 and 1000; within a fifth for HZ 300
-        }
-    }
+/// Length of the tick the agent makes of the kernel's jiffies, in milliseconds.
+pub fn tick_ms(jiffies_per_second: u32) -> u64 {
+    (1000 << tick_shift(jiffies_per_second)) / u64::from(jiffies_per_second.max(1))
 }
 
 impl Contents {
@@ -179,18 +178,22 @@ mod tests {
     #[test]
     fn seconds_follow_the_tick_and_its_wrap() {
         let cases = [
-            ("now", 100, 7, 100, 0),
-            ("a tick of HZ 100 is longer", 200, 7, 100, 128),
-            ("HZ 1000", 200, 10, 100, 102),
-            ("over the wrap", 5, 10, TICK_MASK - 4, 10),
-            ("a packet after the clock was read", 100, 10, 101, 0),
+            ("now", 100, 1024, 100, 0),
+            ("a longer tick", 200, 1280, 100, 128),
+            ("a tick of about a second", 200, 1024, 100, 102),
+            ("over the wrap", 5, 1024, TICK_MASK - 4, 10),
+            ("a packet after the clock was read", 100, 1024, 101, 0),
         ];
-        for (name, now, shift, stamp, expected) in cases {
-            assert_eq!(
-                Clock { now, shift }.seconds_since(stamp),
-                expected,
-                "{name}"
-            );
+        for (name, now, tick_ms, stamp, expected) in cases {
+            let clock = Clock { now, tick_ms };
+            assert_eq!(clock.seconds_since(stamp), expected, "{name}");
+        }
+    }
+
+    #[test]
+    fn ticks_of_common_kernels() {
+        for (hertz, expected) in [(100, 1280), (250, 1024), (300, 853), (1000, 1024)] {
+            assert_eq!(tick_ms(hertz), expected, "{hertz}");
         }
     }
 

@@ -37,6 +37,7 @@ pub fn dump(contents: &Contents, choice: Choice) -> Box<dyn Sheet> {
         View::ServiceTraffic => Box::new(traffic::services(contents)),
         View::BackendTraffic => Box::new(traffic::backends(contents)),
         View::ReplyBudget => Box::new(traffic::reply_budget(contents)),
+        View::Scratch => Box::new(traffic::scratch(contents)),
         View::Fragments => Box::new(traffic::fragments(contents)),
         View::NextHops => Box::new(network::next_hops(contents)),
         View::NextHopIndex => Box::new(network::next_hop_index(contents)),

@@ -12,7 +12,7 @@ use lb_common::{
         affinity::{Affinity, AffinityKey},
         backend_flag, frontend_flag, member_flag, service_flag,
     },
-    traffic::{Tally, Traffic},
+    traffic::{ReplyBudget, Tally, Traffic},
 };
 
 use crate::{
@@ -288,13 +288,7 @@ pub(crate) fn contents() -> Contents {
         address_filter: vec![0, 0b101, 0],
         service_traffic: [(1, traffic(1001))].into(),
         backend_traffic: [(1, traffic(601)), (2, traffic(401))].into(),
-        reply_budget: vec![
-            Tally {
-                packets: 998,
-                bytes: 2,
-            },
-            Tally::default(),
-        ],
+        reply_budget: vec![ReplyBudget { tick: 998, sent: 2 }, ReplyBudget::default()],
         ..network()
     }
 }
@@ -353,7 +347,7 @@ fn network() -> Contents {
         interfaces: [(7, "eth1".into())].into(),
         clock: Some(Clock {
             now: 1000,
-            shift: 10,
+            tick_ms: 1024,
         }),
         ..Contents::default()
     }

@@ -1,9 +1,6 @@
 //! Which of the pinned layouts a command means, and what to say if there is none.
 
-use std::{
-    io,
-    path::{Path, PathBuf},
-};
+use std::path::{Path, PathBuf};
 
 use crate::pins::{PinDirectory, PinError, require_bpffs};
 
@@ -19,9 +16,6 @@ pub enum LayoutError {
          (`ip netns exec` hides it; `nsenter --net=…` does not)"
     )]
     NoBpfFs(PathBuf),
-    /// Not root.
-    #[error("{0}: permission denied: lbctl reads BPF maps, so it needs root")]
-    Permission(PathBuf),
     /// No layout begins with the wanted digits, or several do.
     #[error("--layout {wanted}: {found} layouts begin so; there are {}", .all.join(", "))]
     Choice {
@@ -46,9 +40,6 @@ pub fn layouts(root: &Path) -> Result<Vec<PinDirectory>, LayoutError> {
     PinDirectory::find(root).map_err(|error| match error {
         PinError::Absent { .. } if require_bpffs(root).is_ok() => LayoutError::Absent(root.into()),
         PinError::Absent { .. } => LayoutError::NoBpfFs(root.into()),
-        PinError::Io { ref source, .. } if source.kind() == io::ErrorKind::PermissionDenied => {
-            LayoutError::Permission(root.into())
-        }
         error => error.into(),
     })
 }

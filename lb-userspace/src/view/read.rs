@@ -7,19 +7,21 @@ use lb_common::{
     device::{Device, NextHop, NextHopKey, SnatAddress},
     flow::{AddressFilter, Flow4, Flow6},
     names,
-    traffic::{Tally, Traffic},
+    traffic::{ReplyBudget, Tally, Traffic},
     wire::Wire,
 };
 use nix::fcntl::{Flock, FlockArg};
 
 use crate::{
     dataplane::{Dataplane as _, DataplaneError, bpf::BpfDataplane},
-    kernel::{self, Link, Map, MapInfo, TestRun},
+    expire,
+    kernel::{self, Link, Map, MapInfo},
     pins::PinDirectory,
+    preflight::jiffies_per_second,
     tables::TableSet,
     view::{
         catalog::View,
-        contents::{Clock, Contents},
+        contents::{Clock, Contents, tick_ms},
         flows::{Half, Table},
         status::{Attachment, Program, attachment},
     },
@@ -222,17 +224,10 @@ impl Reader {
 
     /// Runs the pinned program that tells the tick.
     fn clock(&self) -> Option<Clock> {
-        let program = kernel::open_pinned(&self.pins.program(names::LB_CLOCK));
-        let input = TestRun {
-            data: &[0; 64],
-            repeat: 1,
-            ..TestRun::default()
-        };
-        let fd = program.ok()?;
-        let run = kernel::test_run(fd.as_fd(), &input).ok()?;
+        let program = kernel::open_pinned(&self.pins.program(names::LB_CLOCK)).ok()?;
         Some(Clock {
-            now: run.retval,
-            shift: 0,
+            now: expire::tick(program.as_fd()).ok()?,
+            tick_ms: tick_ms(jiffies_per_second().ok()?),
         })
     }
 
@@ -295,9 +290,13 @@ impl Reader {
             }
             View::ReplyBudget => {
                 let budgets = self.map(names::REPLY_BUDGET, |map| {
-                    map.lookup_per_cpu::<u32, Tally>(&0)
+                    map.lookup_per_cpu::<u32, ReplyBudget>(&0)
                 })?;
                 contents.reply_budget = budgets.unwrap_or_default();
+            }
+            View::Scratch => {
+                let bytes = self.map(names::SCRATCH, |map| Ok(map.info().value_size))?;
+                contents.scratch_bytes = Some(bytes);
             }
             // In the plan's tables.
             View::Frontends
@@ -358,6 +357,7 @@ const fn needs_tables(view: View) -> bool {
             | View::RouteGeneration
             | View::Counters
             | View::ReplyBudget
+            | View::Scratch
     )
 }
 

@@ -2,7 +2,7 @@
 
 use std::io::{self, Write};
 
-use comfy_table::{CellAlignment, Table, presets};
+use comfy_table::{CellAlignment, ColumnConstraint, Table, Width, presets};
 use serde::Serialize;
 use serde_json::Value;
 
@@ -52,38 +52,74 @@ pub fn json<T: Serialize + ?Sized>(value: &T, writer: &mut dyn Write) -> io::Res
     writeln!(writer)
 }
 
+/// Rows laid out at once: a whole table of flows would take a gigabyte.
+const CHUNK: usize = 512;
+
 /// Writes structs as a table: one column per field, named like the field. No row, no text.
 ///
 /// # Errors
 ///
 /// If `writer` fails.
 pub fn table<T: Serialize>(rows: &[T], writer: &mut dyn Write) -> io::Result<()> {
-    let mut table = Table::new();
-    table.load_style(presets::NOTHING);
-    let mut numbers: Vec<bool> = Vec::new();
+    let columns = columns(rows)?;
+    let header = columns.iter().map(|column| column.title.as_str());
+    let mut header = Some(header.collect::<Vec<_>>());
+    for chunk in rows.chunks(CHUNK) {
+        let mut table = Table::new();
+        table.load_style(presets::NOTHING);
+        if let Some(header) = header.take() {
+            table.set_header(header);
+        }
+        for row in chunk {
+            table.add_row(fields(row)?.values().map(text));
+        }
+        for (column, drawn) in columns.iter().zip(table.column_iter_mut()) {
+            drawn.set_padding((0, 2));
+            drawn.set_constraint(ColumnConstraint::LowerBoundary(Width::Fixed(column.width)));
+            if column.is_number {
+                drawn.set_cell_alignment(CellAlignment::Right);
+            }
+        }
+        writeln!(writer, "{}", table.trim_fmt())?;
+    }
+    Ok(())
+}
+
+/// A column, as wide as its widest cell and two more.
+struct Column {
+    title: String,
+    width: u16,
+    is_number: bool,
+}
+
+fn columns<T: Serialize>(rows: &[T]) -> io::Result<Vec<Column>> {
+    let mut columns = Vec::new();
+    let width = |text: &str| u16::try_from(text.chars().count() + 2).unwrap_or(u16::MAX);
     for row in rows {
-        let Value::Object(fields) = serde_json::to_value(row)? else {
-            return Err(io::Error::other("a row is not a struct"));
-        };
-        if table.header().is_none() {
-            table.set_header(fields.keys().map(|key| title(key)));
-            numbers = vec![true; fields.len()];
+        let fields = fields(row)?;
+        if columns.is_empty() {
+            columns.extend(fields.keys().map(|key| {
+                let title = title(key);
+                Column {
+                    width: width(&title),
+                    title,
+                    is_number: true,
+                }
+            }));
         }
-        for (is_number, value) in numbers.iter_mut().zip(fields.values()) {
-            *is_number &= value.is_number() || value.is_null();
-        }
-        table.add_row(fields.values().map(text));
-    }
-    for (column, is_number) in table.column_iter_mut().zip(numbers) {
-        column.set_padding((0, 2));
-        if is_number {
-            column.set_cell_alignment(CellAlignment::Right);
+        for (column, value) in columns.iter_mut().zip(fields.values()) {
+            column.width = column.width.max(width(&text(value)));
+            column.is_number &= value.is_number() || value.is_null();
         }
     }
-    if rows.is_empty() {
-        return Ok(());
+    Ok(columns)
+}
+
+fn fields<T: Serialize>(row: &T) -> io::Result<serde_json::Map<String, Value>> {
+    match serde_json::to_value(row)? {
+        Value::Object(fields) => Ok(fields),
+        _ => Err(io::Error::other("a row is not a struct")),
     }
-    writeln!(writer, "{}", table.trim_fmt())
 }
 
 /// `newFlows` → `NEW FLOWS`.
@@ -166,6 +202,19 @@ mod tests {
         a           12345           33.3  LIVE,LOCAL  -
         longer          7            0.0  -           x
         "#);
+    }
+
+    #[test]
+    fn chunks_of_a_long_table_are_aligned() {
+        let mut rows: Vec<Row> = (0..CHUNK * 2)
+            .flat_map(|_| rows().into_iter().take(1))
+            .collect();
+        rows.extend(self::rows());
+        let text = text_of(&rows, Output::Table);
+        assert_eq!(text.lines().count(), 1 + rows.len());
+        let (short, long) = (text.lines().nth(1), text.lines().last());
+        let flags = |line: Option<&str>, flags| line.and_then(|line| line.find(flags));
+        assert_eq!(flags(short, "LIVE"), flags(long, "-"), "{short:?} {long:?}");
     }
 
     #[test]

@@ -170,8 +170,22 @@ pub(super) fn reply_budget(contents: &Contents) -> Vec<BudgetRow> {
     budgets
         .map(|(cpu, b)| BudgetRow {
             cpu,
-            tick: b.packets,
-            replies: b.bytes,
+            tick: b.tick,
+            replies: b.sent,
         })
+        .collect()
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct ScratchRow {
+    bytes_per_cpu: u32,
+}
+
+/// Working memory has a size and no meaning between packets.
+pub(super) fn scratch(contents: &Contents) -> Vec<ScratchRow> {
+    let bytes = contents.scratch_bytes.into_iter();
+    bytes
+        .map(|bytes_per_cpu| ScratchRow { bytes_per_cpu })
         .collect()
 }
