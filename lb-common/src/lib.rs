@@ -11,6 +11,7 @@
 extern crate std;
 
 pub mod addr;
+pub mod bench;
 pub mod checksum;
 pub mod config;
 pub mod conntrack;

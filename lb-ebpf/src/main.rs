@@ -21,6 +21,8 @@
 )]
 
 mod atomic;
+#[cfg(feature = "bench")]
+mod bench;
 mod claim;
 mod clock;
 mod egress;
@@ -88,6 +90,13 @@ pub fn lb_redirect_err(ctx: TracePointContext) -> u32 {
 pub fn lb_devmap_xmit(ctx: TracePointContext) -> u32 {
     trace::transmitted(&ctx);
     0
+}
+
+/// Measures the fast path; see [`bench`].
+#[cfg(feature = "bench")]
+#[macros::xdp(frags)]
+pub fn lb_bench(ctx: XdpContext) -> u32 {
+    bench::run(&ctx)
 }
 
 /// Keeps reachable panics out: a program that can come here does not load.
