@@ -216,5 +216,4 @@ impl Level {
 }
 
 #[cfg(test)]
-#[path = "endpoints_tests.rs"]
 mod tests;

@@ -3,25 +3,24 @@
 
 use std::collections::BTreeMap;
 
-use k8s_openapi::api::{
-    core::v1::{Service, ServicePort, ServiceSpec},
-    discovery::v1::{self as discovery, EndpointSlice},
-};
+use k8s_openapi::api::core::v1::{Service, ServicePort, ServiceSpec};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
+pub use slice::slice;
+
 use super::{
-    Endpoint, FieldAddress, ObjectName, PortProtocol, Rejection, ServiceKind, ServiceObject,
-    ServicePortObject, SliceObject, SlicePort, TrafficPolicy,
+    FieldAddress, ObjectName, PortProtocol, Rejection, ServiceKind, ServiceObject,
+    ServicePortObject, TrafficPolicy,
     address::{parse_cidr, parse_usable},
 };
 use crate::tables::{Family, Protocol};
+
+mod slice;
 
 /// Label: the object belongs to another proxy.
 const PROXY_NAME: &str = "service.kubernetes.io/service-proxy-name";
 /// Label: balance nothing although addresses are assigned.
 const HEADLESS: &str = "service.kubernetes.io/headless";
-/// Label of an EndpointSlice: its Service.
-const SERVICE_NAME: &str = "kubernetes.io/service-name";
 /// Prefix of our annotations.
 const OURS: &str = "sluice.dev/";
 /// Affinity timeout where the API server has not filled one in.
@@ -131,52 +130,6 @@ pub fn service(service: &Service) -> (Option<ServiceObject>, Vec<Rejection>) {
         allocate_node_ports: spec.allocate_load_balancer_node_ports.unwrap_or(true),
         load_balancer_class: spec.load_balancer_class.clone(),
         annotations: annotations(&service.metadata),
-        name: name.clone(),
-    };
-    (Some(object), rejected.list)
-}
-
-/// Reduces an EndpointSlice to what balancing needs. `None`: not ours to use.
-pub fn slice(slice: &EndpointSlice) -> (Option<SliceObject>, Vec<Rejection>) {
-    let name = object_name(&slice.metadata);
-    let mut rejected = Rejected {
-        name: &name,
-        of: Rejection::slice,
-        list: Vec::new(),
-    };
-    if has_label(&slice.metadata, PROXY_NAME) || has_label(&slice.metadata, HEADLESS) {
-        return (None, rejected.list);
-    }
-    let service = label(&slice.metadata, SERVICE_NAME).unwrap_or_default();
-    if service.is_empty() {
-        let field = format!("metadata.labels[{SERVICE_NAME}]");
-        rejected.push(field, "is missing: no Service uses this slice");
-        return (None, rejected.list);
-    }
-    let family = match slice.address_type.as_str() {
-        "IPv4" => Family::V4,
-        "IPv6" => Family::V6,
-        other => {
-            rejected.push(
-                "addressType",
-                format!("`{other}` is not balanced, only IPv4 and IPv6"),
-            );
-            return (None, rejected.list);
-        }
-    };
-    let ports = slice.ports.iter().flatten().enumerate();
-    let ports = ports
-        .filter_map(|(i, port)| slice_port(i, port, &mut rejected))
-        .collect();
-    let endpoints = slice.endpoints.iter().flatten().enumerate();
-    let endpoints = endpoints
-        .filter_map(|(i, e)| endpoint(i, e, family, &mut rejected))
-        .collect();
-    let object = SliceObject {
-        service: service.to_owned(),
-        family,
-        ports,
-        endpoints,
         name: name.clone(),
     };
     (Some(object), rejected.list)
@@ -411,77 +364,5 @@ fn protocol(text: Option<&str>) -> Option<PortProtocol> {
     }
 }
 
-fn slice_port(
-    index: usize,
-    port: &discovery::EndpointPort,
-    rejected: &mut Rejected<'_>,
-) -> Option<SlicePort> {
-    // Without a number the port is not for Services. A manifest may leave the empty name out; the
-    // API server never does.
-    let number = port.port?;
-    let name = port.name.clone().unwrap_or_default();
-    let Some(protocol) = protocol(port.protocol.as_deref()) else {
-        let message = format!(
-            "`{}` is not TCP, UDP or SCTP",
-            port.protocol.as_deref().unwrap_or("")
-        );
-        rejected.push(format!("ports[{index}].protocol"), message);
-        return None;
-    };
-    let Ok(number) = u16::try_from(number) else {
-        let message = format!("{number} is not between 1 and 65535");
-        rejected.push(format!("ports[{index}].port"), message);
-        return None;
-    };
-    (number != 0).then_some(SlicePort {
-        name,
-        protocol,
-        port: number,
-    })
-}
-
-fn endpoint(
-    index: usize,
-    endpoint: &discovery::Endpoint,
-    family: Family,
-    rejected: &mut Rejected<'_>,
-) -> Option<Endpoint> {
-    let text = endpoint.addresses.first()?;
-    let address = match parse_usable(text) {
-        Ok(address) if Family::of(address) == family => address,
-        Ok(_) => {
-            let message = format!("`{text}` is not an {family} address, as addressType says");
-            rejected.push(format!("endpoints[{index}].addresses[0]"), message);
-            return None;
-        }
-        Err(why) => {
-            rejected.push(format!("endpoints[{index}].addresses[0]"), why);
-            return None;
-        }
-    };
-    let conditions = endpoint.conditions.clone().unwrap_or_default();
-    let hints = endpoint.hints.clone().unwrap_or_default();
-    Some(Endpoint {
-        address,
-        ready: conditions.ready.unwrap_or(true),
-        serving: conditions.serving.unwrap_or(true),
-        terminating: conditions.terminating.unwrap_or(false),
-        node: endpoint.node_name.clone(),
-        zone_hints: hints
-            .for_zones
-            .into_iter()
-            .flatten()
-            .map(|z| z.name)
-            .collect(),
-        node_hints: hints
-            .for_nodes
-            .into_iter()
-            .flatten()
-            .map(|n| n.name)
-            .collect(),
-    })
-}
-
 #[cfg(test)]
-#[path = "convert_tests.rs"]
 mod tests;

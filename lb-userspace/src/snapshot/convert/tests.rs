@@ -1,6 +1,8 @@
+use k8s_openapi::api::discovery::v1::EndpointSlice;
 use serde_json::{Value, json};
 
 use super::*;
+use crate::snapshot::SliceObject;
 
 fn service_of(value: Value) -> (Option<ServiceObject>, Vec<String>) {
     let object: Service = serde_json::from_value(value).expect("a typed Service");
