@@ -15,7 +15,7 @@ use crate::{
     network::{PODS, Port, in_network},
     packet::{Packet, describe},
     pcap,
-    run::{CONFIG, Counts, Hook, Lab, Outcome, Verdict},
+    run::{CONFIG, Counts, Hook, Lab, Outcome, Verdict, with_lab},
     tables::Tables,
 };
 
@@ -104,7 +104,6 @@ impl Case {
     }
 
     fn run(&self, lab: &mut Lab, hook: Hook) -> Result<(), String> {
-        lab.reset(hook);
         lab.apply(&self.tables.build(1));
         let mut number = 0;
         for doing in &self.steps {
@@ -138,15 +137,17 @@ pub fn run(cases: Vec<Case>) {
     let hooks = std::env::var("SLUICE_HOOK").unwrap_or_default();
     in_network(move || {
         let (mut failures, mut total) = (Vec::new(), 0);
-        let mut labs: BTreeMap<Config, Lab> = BTreeMap::new();
         for case in cases.iter().filter(|case| case.name.contains(&wanted)) {
             for &hook in &case.hooks {
                 if !hooks.is_empty() && !format!("{hook:?}").eq_ignore_ascii_case(&hooks) {
                     continue;
                 }
                 total += 1;
-                let lab = labs.entry(case.config).or_insert_with_key(Lab::new);
-                let run = std::panic::AssertUnwindSafe(|| case.run(lab, hook));
+                let mut result = Ok(());
+                let run = std::panic::AssertUnwindSafe(|| {
+                    with_lab(&case.config, hook, |lab| result = case.run(lab, hook));
+                    result
+                });
                 let outcome = std::panic::catch_unwind(run).unwrap_or_else(|panic| {
                     let text = panic.downcast_ref::<String>().cloned();
                     let text =

@@ -10,7 +10,15 @@
 //! IPv6 mirrors it: `2001:db8:100::/64` outside, `2001:db8:a::/64`, `2001:db8:b::/64`,
 //! `2001:db8:c::/64` behind lb1, pod0 and slim0.
 
-use std::{fmt::Write as _, io::Write as _, process::Stdio};
+use std::{
+    fmt::Write as _,
+    io::Write as _,
+    process::Stdio,
+    sync::{
+        Mutex, OnceLock, PoisonError,
+        mpsc::{Sender, channel},
+    },
+};
 
 use nix::sched::{CloneFlags, unshare};
 
@@ -137,23 +145,35 @@ fn colons(mac: Mac) -> String {
     mac.map(|byte| format!("{byte:02x}")).join(":")
 }
 
-/// Runs `test` on a thread of its own in a fresh network namespace with the network above.
+/// Runs `test` in a network namespace with the network above. The namespace belongs to one thread,
+/// which runs the tests of a program one after the other and goes with the process.
 ///
-/// The namespace goes with the thread. `/sys/fs/bpf` stays visible: only the network is unshared.
-pub fn in_network(test: impl FnOnce() + Send) {
+/// `/sys/fs/bpf` stays visible: only the network is unshared.
+pub fn in_network(test: impl FnOnce() + Send + 'static) {
+    type Job = (Box<dyn FnOnce() + Send>, Sender<std::thread::Result<()>>);
+    static WORKER: OnceLock<Mutex<Sender<Job>>> = OnceLock::new();
     if !require::kernel_tests() {
         return;
     }
-    let outcome = std::thread::scope(|scope| {
-        scope
-            .spawn(|| {
-                unshare(CloneFlags::CLONE_NEWNET).expect("a network namespace");
-                build();
-                test();
-            })
-            .join()
+    let worker = WORKER.get_or_init(|| {
+        let (jobs, queue) = channel::<Job>();
+        std::thread::spawn(move || {
+            unshare(CloneFlags::CLONE_NEWNET).expect("a network namespace");
+            build();
+            for (job, done) in queue {
+                let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(job));
+                done.send(outcome).expect("the test waits");
+            }
+        });
+        Mutex::new(jobs)
     });
-    if let Err(panic) = outcome {
+    let (done, outcome) = channel();
+    let jobs = worker
+        .lock()
+        .unwrap_or_else(PoisonError::into_inner)
+        .clone();
+    jobs.send((Box::new(test), done)).expect("the worker lives");
+    if let Err(panic) = outcome.recv().expect("the network can be built") {
         std::panic::resume_unwind(panic);
     }
 }

@@ -2,6 +2,7 @@
 //! and keep read back.
 
 use std::{
+    cell::RefCell,
     collections::BTreeMap,
     os::fd::{AsFd as _, OwnedFd},
     path::PathBuf,
@@ -10,6 +11,7 @@ use std::{
 
 use aya::{
     Ebpf, EbpfLoader,
+    maps::{PerCpuArray, PerCpuValues},
     programs::{SchedClassifier, Xdp, xdp::XdpMode},
 };
 use lb_common::{
@@ -104,11 +106,11 @@ pub const CONFIG: Config = Config {
 /// Sizes that load in no time.
 const SMALL: u32 = 1_024;
 
-/// The programs over maps of their own, pinned in a directory that goes with it.
+/// The programs over maps of their own.
 pub struct Lab {
     ebpf: Ebpf,
     dataplane: BpfDataplane,
-    root: PathBuf,
+    maps: BTreeMap<&'static str, Map>,
     hook: Hook,
 }
 
@@ -120,11 +122,27 @@ impl std::fmt::Debug for Lab {
     }
 }
 
+/// Lends the lab with a configuration, loaded once per thread and forgetful between calls.
+pub fn with_lab(config: &Config, hook: Hook, act: impl FnOnce(&mut Lab)) {
+    thread_local! {
+        static LABS: RefCell<BTreeMap<Config, Lab>> = const { RefCell::new(BTreeMap::new()) };
+    }
+    LABS.with_borrow_mut(|labs| {
+        let first = labs.is_empty();
+        let lab = labs.entry(*config).or_insert_with_key(Lab::new);
+        if first {
+            lab.attach();
+        }
+        lab.reset(hook);
+        act(lab);
+    });
+}
+
 impl Lab {
     /// Loads the object into fresh maps and describes the devices of [`crate::network`] to it.
     ///
-    /// Loading is slow, most of it the verifier's work: [`Self::reset`] serves the next case.
-    pub fn new(config: &Config) -> Self {
+    /// Loading is slow, most of it the verifier's work.
+    fn new(config: &Config) -> Self {
         static NUMBER: AtomicU32 = AtomicU32::new(0);
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
         let root = PathBuf::from(format!(
@@ -147,15 +165,37 @@ impl Lab {
             .load_file(require::object_path())
             .expect("the data path loads");
         let dataplane = BpfDataplane::open(&maps).expect("the maps open");
+        let opened = names::MAPS.iter().map(|&(name, _)| {
+            let map = Map::open_pinned(&maps.join(name));
+            (name, map.unwrap_or_else(|e| panic!("map {name}: {e}")))
+        });
+        let opened = opened.collect();
+        // Descriptors hold the maps from here on; nothing is left behind, however this ends.
+        std::fs::remove_dir_all(&root).expect("the pins go");
         let mut lab = Self {
             ebpf,
             dataplane,
-            root,
+            maps: opened,
             hook: Hook::Xdp,
         };
         lab.load_programs();
         lab.reset(Hook::Xdp);
         lab
+    }
+
+    /// Attaches `lb_xdp`: a test run may name a device as the packet's origin only if the device has
+    /// an XDP program, whichever.
+    fn attach(&mut self) {
+        let xdp: &mut Xdp = self
+            .ebpf
+            .program_mut(names::LB_XDP)
+            .expect("lb_xdp")
+            .try_into()
+            .expect("an XDP program");
+        for port in PORTS {
+            xdp.attach_to_if_index(port.ifindex, XdpMode::Driver)
+                .expect("lb_xdp attaches");
+        }
     }
 
     fn load_programs(&mut self) {
@@ -166,20 +206,12 @@ impl Lab {
             .try_into()
             .expect("an XDP program");
         xdp.load().expect("the verifier accepts lb_xdp");
-        for port in PORTS {
-            // A test run may name a device as the packet's origin only if it has an XDP program.
-            xdp.attach_to_if_index(port.ifindex, XdpMode::Driver)
-                .expect("lb_xdp attaches");
-        }
         for name in [
             names::LB_INGRESS,
             names::LB_EGRESS,
             names::LB_EXPIRE,
             names::LB_CLOCK,
         ] {
-            if self.ebpf.program(name).is_none() {
-                continue;
-            }
             let program: &mut SchedClassifier = self
                 .ebpf
                 .program_mut(name)
@@ -193,7 +225,7 @@ impl Lab {
     }
 
     /// Forgets every table, flow and next hop. Counters count on.
-    pub fn reset(&mut self, hook: Hook) {
+    fn reset(&mut self, hook: Hook) {
         self.hook = hook;
         self.apply(&TableSet::default());
         self.dataplane
@@ -214,6 +246,14 @@ impl Lab {
         for element in 0..uses.info().max_entries {
             uses.update(&element, &0_u64).expect("FLOW_USE");
         }
+        let budget = self
+            .ebpf
+            .map_mut(names::REPLY_BUDGET)
+            .expect("REPLY_BUDGET");
+        let mut budget = PerCpuArray::<_, [u64; 2]>::try_from(budget).expect("two words a CPU");
+        let cpus = aya::util::nr_cpus().expect("CPUs");
+        let zero = PerCpuValues::try_from(vec![[0; 2]; cpus]).expect("one value a CPU");
+        budget.set(0, zero, 0).expect("REPLY_BUDGET");
         let free = self.map(names::NEXT_HOP_FREE);
         while free.pop::<u32>().expect("NEXT_HOP_FREE").is_some() {}
         let hops = self.map(names::NEXT_HOPS);
@@ -295,10 +335,11 @@ impl Lab {
         self.hook
     }
 
-    /// Opens a map.
-    pub fn map(&self, name: &str) -> Map {
-        Map::open_pinned(&self.root.join("maps").join(name))
-            .unwrap_or_else(|e| panic!("map {name}: {e}"))
+    /// A map.
+    pub fn map(&self, name: &str) -> &Map {
+        self.maps
+            .get(name)
+            .unwrap_or_else(|| panic!("no map {name}"))
     }
 
     /// Brings the tables from what they hold to `wanted`, by the operations of a plan.
@@ -485,30 +526,6 @@ impl Lab {
             }
         }
         out
-    }
-}
-
-impl Drop for Lab {
-    fn drop(&mut self) {
-        for directory in ["maps", "programs", "links", ""] {
-            let directory = self.root.join(directory);
-            for entry in std::fs::read_dir(&directory)
-                .into_iter()
-                .flatten()
-                .flatten()
-            {
-                if let Err(error) = std::fs::remove_file(entry.path())
-                    && !entry.path().is_dir()
-                {
-                    eprintln!("{}: {error}", entry.path().display());
-                }
-            }
-            if directory.exists()
-                && let Err(error) = std::fs::remove_dir(&directory)
-            {
-                eprintln!("{}: {error}", directory.display());
-            }
-        }
     }
 }
 
