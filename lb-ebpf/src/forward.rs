@@ -162,8 +162,6 @@ fn resolve<F: Family, const XDP: bool>(
         };
     }
     out.ifindex = params.ifindex;
-    // SAFETY: the kernel filled the union with the path MTU.
-    out.mtu = unsafe { params.__bindgen_anon_1.mtu_result } as u32;
     out.gateway_family = params.family as u32;
     // SAFETY: the kernel filled the union with the next hop's address, in the family it reports.
     let mut gateway = unsafe { params.__bindgen_anon_4.ipv6_dst };
@@ -176,6 +174,13 @@ fn resolve<F: Family, const XDP: bool>(
     let device = unsafe { DEVICE_INDEX.get(params.ifindex) }
         .copied()
         .unwrap_or(0);
+    out.mtu = if status == FIB_SUCCESS {
+        // SAFETY: the kernel filled the union with the path MTU.
+        unsafe { params.__bindgen_anon_1.mtu_result as u32 }
+    } else {
+        // Without a neighbour the kernel leaves before it reports the path's MTU.
+        DEVICES.get(device).map_or(0, |device| device.mtu)
+    };
     out.next_hop = index::<F>(params.ifindex, params.family, gateway);
     if let Some(hop) = NEXT_HOPS.get_ptr_mut(out.next_hop) {
         let word = if status == FIB_SUCCESS && device != 0 {

@@ -40,6 +40,11 @@ pub(crate) const DROP: i32 = 2;
 const HEADERS: u32 = 14 + 60 + 20;
 /// Next-header number of the fragment header (RFC 8200, section 4.5).
 const FRAGMENT_HEADER: u8 = 44;
+/// Next-header numbers of hop-by-hop options, routing header and destination options (RFC 8200,
+/// section 4.1).
+const HOP_BY_HOP: u8 = 0;
+const ROUTING: u8 = 43;
+const DESTINATION_OPTIONS: u8 = 60;
 
 /// What a packet is, besides a flow's packet.
 #[derive(Clone, Copy, Default)]
@@ -247,7 +252,11 @@ pub(crate) fn parse<F: SkbFrame>(
         return Step::refuse(Reason::Truncated);
     }
     if !is_flow {
-        return Step::refuse(Reason::UnsupportedProtocol);
+        let reason = match packet.protocol() {
+            HOP_BY_HOP | ROUTING | DESTINATION_OPTIONS if F::AF == V6::AF => Reason::ExtensionHeader,
+            _ => Reason::UnsupportedProtocol,
+        };
+        return Step::refuse(reason);
     }
     if layout.is_later_fragment != 0 {
         return later_fragment::<F>(packet, layout);
@@ -523,6 +532,7 @@ fn refuse<F: SkbFrame + reply::Reply>(
     for reason in [
         Reason::Fragment,
         Reason::UnsupportedProtocol,
+        Reason::ExtensionHeader,
         Reason::Truncated,
         Reason::Malformed,
     ] {
