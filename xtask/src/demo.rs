@@ -21,8 +21,8 @@ use self::network::{BACKENDS, INTERFACE, Network, SNAT};
 use crate::compile::{self, Programs};
 use crate::{command, setup};
 
-/// Requests to each address of a service; there are four such addresses.
-const REQUESTS: usize = 2_600;
+/// Requests to each address of a service, in hundreds; there are four such addresses.
+const REQUESTS: u16 = 26;
 const PHASES: [&str; 3] = ["b1 and b2", "b3 added", "b1 draining"];
 const PATIENCE: Duration = Duration::from_secs(10);
 

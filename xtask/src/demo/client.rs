@@ -18,7 +18,7 @@ use super::manifests::{Service, vips};
 use super::network::Network;
 use crate::command;
 
-const BATCH: usize = 100;
+const BATCH: u16 = 100;
 /// Leaves processor time to the downloads on a small machine.
 const PAUSE: Duration = Duration::from_millis(100);
 const TIMEOUT: Duration = Duration::from_secs(3);
@@ -28,8 +28,11 @@ const TIMEOUT: Duration = Duration::from_secs(3);
 pub(crate) struct Arguments {
     /// Whom to ask
     server: SocketAddr,
-    /// How often, each time from another port
-    count: usize,
+    /// The port to ask from, and then the ones after it: a port that was used before would belong
+    /// to a flow, which stays with its backend
+    first_port: u16,
+    /// How often
+    count: u16,
 }
 
 /// Asks a server over UDP and prints a line for each request, in the form that [`Load`] reads.
@@ -39,10 +42,10 @@ pub(crate) struct Arguments {
 #[expect(clippy::print_stdout, reason = "its output is its result")]
 pub(crate) fn ask(arguments: &Arguments) -> Result<()> {
     let mut buffer = [0; 1500];
-    for _ in 0..arguments.count {
+    for port in (arguments.first_port..).take(arguments.count.into()) {
         let socket = match arguments.server {
-            SocketAddr::V4(_) => UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)),
-            SocketAddr::V6(_) => UdpSocket::bind((Ipv6Addr::UNSPECIFIED, 0)),
+            SocketAddr::V4(_) => UdpSocket::bind((Ipv4Addr::UNSPECIFIED, port)),
+            SocketAddr::V6(_) => UdpSocket::bind((Ipv6Addr::UNSPECIFIED, port)),
         }?;
         socket.set_read_timeout(Some(TIMEOUT))?;
         let answer = socket
@@ -105,12 +108,12 @@ pub(super) struct Load {
 }
 
 impl Load {
-    /// Sends requests to both addresses of each service until [`Load::stop`], at least `least`
-    /// to each.
+    /// Sends requests to both addresses of each service until [`Load::stop`], at least
+    /// `least` hundred to each.
     ///
     /// # Errors
     /// A client cannot be started.
-    pub(super) fn run(&self, network: &Network, services: &[Service], least: usize) -> Result<()> {
+    pub(super) fn run(&self, network: &Network, services: &[Service], least: u16) -> Result<()> {
         thread::scope(|scope| {
             let clients: Vec<_> = services
                 .iter()
@@ -146,13 +149,13 @@ impl Load {
             .unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn client(&self, network: &Network, service: &Service, vip: &str, least: usize) -> Result<()> {
-        let mut sent = 0;
-        while sent < least || !self.stop.load(Ordering::Relaxed) {
+    fn client(&self, network: &Network, service: &Service, vip: &str, least: u16) -> Result<()> {
+        let mut batches = 0;
+        while batches < least || !self.stop.load(Ordering::Relaxed) {
             let phase = self.phase.load(Ordering::Relaxed);
             let mut batch = match service.protocol {
                 "TCP" => curl(network, &url(vip, service.port, &format!("?[1-{BATCH}]"))),
-                _ => datagrams(network, vip, service.port)?,
+                _ => datagrams(network, vip, service.port, ports(vip, batches))?,
             };
             // Curl's exit status tells of the last request only; the lines tell of each.
             let output = batch
@@ -161,7 +164,7 @@ impl Load {
             let printed = String::from_utf8_lossy(&output.stdout);
             let mut answers = self.answers.lock().unwrap_or_else(PoisonError::into_inner);
             answers.add(phase, &format!("{} {vip}", service.name), &printed);
-            for _ in printed.lines().count()..BATCH {
+            for _ in printed.lines().count()..BATCH.into() {
                 answers.failed.push(format!(
                     "{} {vip}: no result: {}",
                     service.name,
@@ -169,7 +172,7 @@ impl Load {
                 ));
             }
             drop(answers);
-            sent += BATCH;
+            batches += 1;
             thread::sleep(PAUSE);
         }
         Ok(())
@@ -269,14 +272,21 @@ fn curl(network: &Network, url: &str) -> Command {
     curl
 }
 
-fn datagrams(network: &Network, vip: &str, port: u16) -> Result<Command> {
+fn datagrams(network: &Network, vip: &str, port: u16, first: u16) -> Result<Command> {
     let own = std::env::current_exe().context("find this program")?;
     let mut client = network.within("client", &own);
     client
         .arg("demo-client")
         .arg(SocketAddr::new(vip.parse()?, port).to_string())
+        .arg(first.to_string())
         .arg(BATCH.to_string());
     Ok(client)
+}
+
+/// The first of a batch's own ports, in a range for each family.
+fn ports(vip: &str, batch: u16) -> u16 {
+    let first = if vip.contains(':') { 35_000 } else { 10_000 };
+    first + batch % 250 * BATCH
 }
 
 fn url(vip: &str, port: u16, path: &str) -> String {
