@@ -122,9 +122,13 @@ pub async fn run(config: Config) -> Result<(), AgentError> {
         signal(SignalKind::interrupt()).map_err(AgentError::kernel("listen for SIGINT"))?;
     // Its default would end us; there is nothing to read again that is not followed anyway.
     let _hangup = signal(SignalKind::hangup()).map_err(AgentError::kernel("listen for SIGHUP"))?;
-    let mut agent = Agent::start(config).await?;
+    let agent = async {
+        let mut agent = Agent::load(config).await?;
+        let retry = agent.attach().await?;
+        agent.turn(retry).await
+    };
     tokio::select! {
-        result = agent.turn() => result,
+        result = agent => result,
         _ = terminated.recv() => {
             info!("SIGTERM: the agent ends, the data path stays attached");
             Ok(())
@@ -168,7 +172,9 @@ struct Agent {
 }
 
 impl Agent {
-    async fn start(config: Config) -> Result<Self, AgentError> {
+    /// Makes everything ready; no packet notices.
+    async fn load(config: Config) -> Result<Self, AgentError> {
+        let source = ManifestSource::watch(&config.manifests)?;
         let netfilter = tokio::task::spawn_blocking(netfilter::inspect).await?;
         let unknown_flows = unknown_flows(config.unknown_flows, netfilter);
         info!(
@@ -194,9 +200,7 @@ impl Agent {
             masquerade: netfilter.masquerade,
         };
         let monitor = devices::monitor(&pins, snat).await?;
-        let mut interfaces = Interfaces::new(Attacher::new(loaded, config.pin_root.clone()));
-        let view = Arc::clone(&monitor.view.borrow());
-        interfaces.start(&config, &view)?;
+        let interfaces = Interfaces::new(Attacher::new(loaded, config.pin_root.clone()));
         let idle = IdleTicks::new(&config.timeouts, tick_seconds);
         let expiry =
             Expiry::open(&pins, idle).map_err(AgentError::kernel("open the flow tables"))?;
@@ -204,7 +208,6 @@ impl Agent {
             .in_use()
             .map_err(AgentError::kernel("read the flow tables"))?;
         let worker = Worker::new(BpfDataplane::open_pinned(&pins)?, &in_use, clock())?;
-        let source = ManifestSource::watch(&config.manifests)?;
         let shortest = config
             .timeouts
             .udp
@@ -222,15 +225,27 @@ impl Agent {
         })
     }
 
+    /// Fills the tables, then attaches: programs that replace those of another layout find what
+    /// these had. Returns when to try again, if some of the tables could not be written.
+    async fn attach(&mut self) -> Result<Option<Duration>, AgentError> {
+        while !self.source.borrow_and_update().complete {
+            let changed = self.source.changed().await;
+            changed.map_err(|_gone| source_gone())?;
+        }
+        let retry = self.reconcile().await?;
+        let view = self.view();
+        self.interfaces.start(&self.config, &view)?;
+        Ok(retry)
+    }
+
     /// Follows every change, until something fails that cannot be repaired here.
-    async fn turn(&mut self) -> Result<(), AgentError> {
+    async fn turn(&mut self, retry: Option<Duration>) -> Result<(), AgentError> {
         let now = tokio::time::Instant::now();
         let mut resync = interval_at(now + RESYNC, RESYNC);
         let mut expiry = interval_at(now + self.expiry_interval, self.expiry_interval);
         expiry.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut expiring: Option<JoinHandle<(Expiry, Instant, std::io::Result<Pass>)>> = None;
-        self.source.mark_changed();
-        let mut retry = None;
+        let mut retry = retry.map(|wait| now + wait);
         loop {
             let retrying = async {
                 match retry {
@@ -240,12 +255,7 @@ impl Agent {
             };
             tokio::select! {
                 changed = self.source.changed() => {
-                    // The thread that watches the manifests ended: what we have stays in force.
-                    if changed.is_err() {
-                        return Err(AgentError::kernel("watch the manifests")(
-                            std::io::ErrorKind::BrokenPipe.into(),
-                        ));
-                    }
+                    changed.map_err(|_gone| source_gone())?;
                     tokio::time::sleep(GATHER).await;
                 }
                 changed = self.monitor.view.changed() => {
@@ -403,6 +413,11 @@ impl Agent {
     fn view(&self) -> Arc<NetworkView> {
         Arc::clone(&self.monitor.view.borrow())
     }
+}
+
+/// The thread that watches the manifests ended: what is in the tables stays in force.
+fn source_gone() -> AgentError {
+    AgentError::kernel("watch the manifests")(std::io::ErrorKind::BrokenPipe.into())
 }
 
 fn load(file: Option<&Path>, options: &LoadOptions) -> Result<pins::Loaded, PinError> {

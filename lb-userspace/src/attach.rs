@@ -147,7 +147,7 @@ impl Attacher {
         obstacle: Option<String>,
     ) -> Result<Attached, AttachError> {
         // The complete path first: from now on the fast path may come and go without a loss.
-        self.hold(interface, Hook::TcxIngress)?;
+        let is_new = self.hold(interface, Hook::TcxIngress)?;
         let wanted = match mode {
             Mode::Auto | Mode::Native => Some(Hook::XdpNative),
             Mode::Generic => Some(Hook::XdpGeneric),
@@ -171,7 +171,7 @@ impl Attacher {
             });
         };
         match self.hold(interface, hook) {
-            Ok(()) => Ok(Attached {
+            Ok(_) => Ok(Attached {
                 xdp: Some(hook),
                 reason: None,
             }),
@@ -182,16 +182,21 @@ impl Attacher {
                     reason: Some(reason),
                 })
             }
-            Err(error) => Err(error),
+            Err(error) => {
+                if is_new {
+                    self.release(Hook::TcxIngress, interface.index);
+                }
+                Err(error)
+            }
         }
     }
 
-    /// Puts one program on a device: adopts the link that is there, else makes one.
+    /// Puts one program on a device: adopts the link that is there (false), else makes one (true).
     ///
     /// # Errors
     ///
     /// If the kernel refuses.
-    pub fn hold(&self, interface: &Interface, hook: Hook) -> Result<(), AttachError> {
+    pub fn hold(&self, interface: &Interface, hook: Hook) -> Result<bool, AttachError> {
         let name = link_name(hook, interface.index);
         let failed = |what: String| {
             let interface = interface.name.clone();
@@ -214,7 +219,7 @@ impl Attacher {
                             .map_err(failed(format!("move link {}", found.display())))?;
                     }
                     debug!(interface = interface.name, link = name, "program replaced");
-                    return Ok(());
+                    return Ok(false);
                 }
                 Err(error) => {
                     debug!(link = name, %error, "pinned link is dead");
@@ -234,7 +239,7 @@ impl Attacher {
         // Unpinned, the link would end with this function: an error here leaves nothing attached.
         kernel::pin(link.as_fd(), &pin).map_err(failed(format!("pin link {}", pin.display())))?;
         debug!(interface = interface.name, link = name, "program attached");
-        Ok(())
+        Ok(true)
     }
 
     /// Takes a program off a device. Nothing attached is fine.
@@ -254,6 +259,17 @@ impl Attacher {
                 info!(link = name, "link removed");
                 remove(&self.loaded.directory.link(&name));
             }
+        }
+    }
+
+    /// Undoes a start that failed: a data path that was not there before goes again. One that may
+    /// have taken links over from another layout stays.
+    pub fn abandon(&self) {
+        if self.loaded.adopted || self.directories().count() > 1 {
+            return;
+        }
+        if let Err(error) = self.loaded.directory.remove() {
+            warn!(%error, "layout not removed");
         }
     }
 

@@ -41,8 +41,16 @@ impl Interfaces {
         }
     }
 
-    /// Attaches to every managed interface; at start, all must be there.
+    /// Attaches to every interface of the configuration. On failure nothing new is left attached.
     pub(super) fn start(&mut self, config: &Config, view: &NetworkView) -> Result<(), AttachError> {
+        let result = self.attach_all(config, view);
+        if result.is_err() {
+            self.attacher.abandon();
+        }
+        result
+    }
+
+    fn attach_all(&mut self, config: &Config, view: &NetworkView) -> Result<(), AttachError> {
         for name in &config.interfaces {
             let Some(index) = view.network.index(name) else {
                 continue;
