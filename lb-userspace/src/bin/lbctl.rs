@@ -349,21 +349,22 @@ fn wait_for_flows(
     let mut told = None;
     loop {
         let remaining = drain::remaining(&reader.halves(Table::Established)?);
-        if remaining == 0 {
+        // Once more after a pause: a handshake or the last acknowledgements may be on their way.
+        if remaining == 0 && told == Some(0) {
             return Ok(());
         }
         if told != Some(remaining) {
-            writeln!(writer, "{remaining} established flows")?;
+            writeln!(writer, "established flows: {remaining}")?;
             writer.flush()?;
             told = Some(remaining);
         }
-        if timeout.is_some_and(|timeout| start.elapsed() >= timeout) {
+        if remaining != 0 && timeout.is_some_and(|timeout| start.elapsed() >= timeout) {
             bail!(
-                "{remaining} established flows are left; they go on. Repeat to wait for them, \
+                "established flows: {remaining}; they go on. Repeat to wait for them, \
                  use --force to break them, or start the agent to serve new flows again"
             );
         }
-        std::thread::sleep(Duration::from_millis(500));
+        std::thread::sleep(Duration::from_secs(1));
     }
 }
 
