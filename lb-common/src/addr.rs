@@ -64,9 +64,13 @@ impl From<Addr4> for core::net::Ipv4Addr {
 
 impl From<core::net::Ipv6Addr> for Addr6 {
     fn from(address: core::net::Ipv6Addr) -> Self {
-        let o = address.octets();
-        let word = |i: usize| u32::from_ne_bytes([o[i], o[i + 1], o[i + 2], o[i + 3]]);
-        Self([word(0), word(4), word(8), word(12)])
+        let mut words = [0; 4];
+        for (word, pair) in words.iter_mut().zip(address.segments().chunks_exact(2)) {
+            if let &[high, low] = pair {
+                *word = (((high as u32) << 16) | low as u32).to_be();
+            }
+        }
+        Self(words)
     }
 }
 

@@ -108,6 +108,7 @@ impl Head {
 
     /// The head with another state and stamp.
     #[inline(always)]
+    #[must_use]
     pub const fn touched(self, state: u8, stamp: u32) -> Self {
         Self::new(self.identity(), state, stamp)
     }
@@ -491,9 +492,9 @@ mod tests {
 
     #[test]
     fn words_keep_their_fields_apart() {
-        let head = Head::new(0xdead_beef, state::FIN | CONDEMNED, 0x01ff_fffe);
+        let head = Head::new(0xdead_beef, FIN | CONDEMNED, 0x01ff_fffe);
         assert_eq!(head.identity(), 0xdead_beef);
-        assert_eq!(head.state(), state::FIN | CONDEMNED);
+        assert_eq!(head.state(), FIN | CONDEMNED);
         assert_eq!(head.stamp(), 0x00ff_fffe);
         let route = Route::new(0x1_2345, 0xfffe, 9_000, 77);
         assert_eq!(

@@ -76,21 +76,19 @@ impl NextHopWord {
     /// Packs a word. Bytes 0-5 in memory are the MAC, bytes 6-7 the device index.
     #[inline(always)]
     pub const fn new(mac: [u8; 6], device: u16) -> Self {
-        let [a, b, c, d, e, f] = mac;
-        let [g, h] = device.to_le_bytes();
-        Self(u64::from_le_bytes([a, b, c, d, e, f, g, h]))
+        let [m0, m1, m2, m3, m4, m5] = mac;
+        Self(u64::from_le_bytes([m0, m1, m2, m3, m4, m5, 0, 0]) | ((device as u64) << 48))
     }
 
     /// The neighbour's MAC.
     #[inline(always)]
     pub const fn mac(self) -> [u8; 6] {
-        let [a, b, c, d, e, f, ..] = self.0.to_le_bytes();
-        [a, b, c, d, e, f]
+        let [m0, m1, m2, m3, m4, m5, ..] = self.0.to_le_bytes();
+        [m0, m1, m2, m3, m4, m5]
     }
 
     /// Index into `DEVICES`.
     #[inline(always)]
-    #[expect(clippy::cast_possible_truncation, reason = "sixteen bits remain")]
     pub const fn device(self) -> u16 {
         (self.0 >> 48) as u16
     }

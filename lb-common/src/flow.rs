@@ -164,9 +164,8 @@ macro_rules! flow {
 
 flow!(Flow4, Addr4, |f| mix(mix(0, f.source.0), f.destination.0));
 flow!(Flow6, Addr6, |f| {
-    let [a, b, c, d] = f.source.0;
-    let [e, g, h, i] = f.destination.0;
-    mix(mix(mix(mix(mix(mix(mix(mix(0, a), b), c), d), e), g), h), i)
+    let words = f.source.0.into_iter().chain(f.destination.0);
+    words.fold(0, mix)
 });
 
 /// Words in an [`AddressFilter`]; a power of two, so that an index can be masked.

@@ -15,10 +15,6 @@ pub const SLOTS_PER_ELEMENT: u32 = 16;
 /// A multiplication instead of a remainder: it is several times cheaper and as even, since the hash
 /// has 32 bits and the lengths at most 20.
 #[inline(always)]
-#[expect(
-    clippy::cast_possible_truncation,
-    reason = "the product's upper half is below `length`"
-)]
 pub const fn slot(hash: u32, length: u32) -> u32 {
     ((hash as u64 * length as u64) >> 32) as u32
 }
@@ -30,12 +26,7 @@ mod tests {
     #[test]
     fn lengths_are_primes() {
         for length in LENGTHS {
-            assert!(
-                (2..)
-                    .take_while(|d| d * d <= length)
-                    .all(|d| length % d != 0),
-                "{length}"
-            );
+            assert!((2..=length.isqrt()).all(|d| length % d != 0), "{length}");
         }
     }
 

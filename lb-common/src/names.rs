@@ -54,7 +54,7 @@ maps! {
     /// (service-port id, backend id) → member.
     MEMBERS = 131_072,
     /// Arena of Maglev tables: sixteen backend ids an element.
-    SLOTS = 262_144,
+    SLOTS = 1_048_576,
     /// Established flows.
     FLOWS_V4 = 524_288,
     /// Established flows.
@@ -127,6 +127,9 @@ mod tests {
 
     #[test]
     fn counters_have_room() {
-        assert_eq!(entries::COUNTERS as u32, crate::reason::Counter::CAPACITY);
+        assert_eq!(
+            Ok(crate::reason::Counter::CAPACITY),
+            u32::try_from(entries::COUNTERS)
+        );
     }
 }

@@ -21,7 +21,7 @@ macro_rules! counted {
             /// Every value, in the order of its number.
             pub const ALL: &'static [Self] = &[$(Self::$variant),+];
             /// Number of values.
-            pub const COUNT: u32 = Self::ALL.len() as u32;
+            pub const COUNT: u32 = 0 $(+ { let _: Self = Self::$variant; 1 })+;
 
             /// The metric label and the word in `lbctl`.
             pub const fn name(self) -> &'static str {

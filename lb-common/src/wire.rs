@@ -43,15 +43,18 @@ macro_rules! wire {
             "padding in a wire type"
         );
 
-        #[allow(unsafe_code, reason = "implements the unsafe marker traits of map types")]
         const _: () = {
             const fn every_field_is_wire<T: $crate::wire::Wire>() {}
             $(every_field_is_wire::<$ty>();)+
-            // SAFETY: repr(C), no padding (asserted above), and every field is itself `Wire`.
-            unsafe impl $crate::wire::Wire for $name {}
-            // SAFETY: `Wire` is `Pod`'s contract.
-            #[cfg(feature = "user")]
-            unsafe impl aya::Pod for $name {}
         };
+
+        // SAFETY: repr(C), no padding (asserted above), and every field is itself `Wire`.
+        #[allow(unsafe_code, reason = "implements the unsafe marker traits of map types")]
+        unsafe impl $crate::wire::Wire for $name {}
+
+        // SAFETY: `Wire` is `Pod`'s contract.
+        #[cfg(feature = "user")]
+        #[allow(unsafe_code, reason = "implements the unsafe marker traits of map types")]
+        unsafe impl aya::Pod for $name {}
     };
 }
