@@ -13,6 +13,10 @@
 #![no_std]
 #![no_main]
 #![feature(asm_experimental_arch)]
+#![expect(
+    missing_docs,
+    reason = "aya's macros export a second, undocumented function per program"
+)]
 #![allow(
     clippy::cast_possible_truncation,
     clippy::cast_possible_wrap,
@@ -50,44 +54,44 @@ use aya_ebpf::{
 
 /// The fast path.
 #[macros::xdp(frags)]
-pub fn lb_xdp(ctx: XdpContext) -> u32 {
+fn lb_xdp(ctx: XdpContext) -> u32 {
     xdp::run(&ctx)
 }
 
 /// The complete path.
 #[macros::classifier]
-pub fn lb_ingress(ctx: TcContext) -> i32 {
+fn lb_ingress(ctx: TcContext) -> i32 {
     ingress::run(ctx.skb.skb)
 }
 
 /// Replies of backends that are the node itself.
 #[macros::classifier]
-pub fn lb_egress(ctx: TcContext) -> i32 {
+fn lb_egress(ctx: TcContext) -> i32 {
     egress::run(ctx.skb.skb)
 }
 
 /// Ends idle flows; run by the agent, never attached.
 #[macros::classifier]
-pub fn lb_expire(ctx: TcContext) -> i32 {
+fn lb_expire(ctx: TcContext) -> i32 {
     expire::run(ctx.skb.skb)
 }
 
 /// Returns the current tick; run by the agent and `lbctl`, never attached.
 #[macros::classifier]
-pub fn lb_clock(_ctx: TcContext) -> i32 {
+fn lb_clock(_ctx: TcContext) -> i32 {
     clock::tick() as i32
 }
 
 /// Redirects that failed.
 #[macros::tracepoint(category = "xdp", name = "xdp_redirect_err")]
-pub fn lb_redirect_err(ctx: TracePointContext) -> u32 {
+fn lb_redirect_err(ctx: TracePointContext) -> u32 {
     trace::redirect_failed(&ctx);
     0
 }
 
 /// Frames lost in a transmit queue.
 #[macros::tracepoint(category = "xdp", name = "xdp_devmap_xmit")]
-pub fn lb_devmap_xmit(ctx: TracePointContext) -> u32 {
+fn lb_devmap_xmit(ctx: TracePointContext) -> u32 {
     trace::transmitted(&ctx);
     0
 }
@@ -95,7 +99,7 @@ pub fn lb_devmap_xmit(ctx: TracePointContext) -> u32 {
 /// Measures the fast path; see [`bench`].
 #[cfg(feature = "bench")]
 #[macros::xdp(frags)]
-pub fn lb_bench(ctx: XdpContext) -> u32 {
+fn lb_bench(ctx: XdpContext) -> u32 {
     bench::run(&ctx)
 }
 
