@@ -162,16 +162,6 @@ impl Namespace {
     pub fn ethtool(&self, device: &str, settings: &[&str]) {
         succeed(self.command("ethtool").args(["-K", device]).args(settings));
     }
-
-    /// A device's MAC.
-    pub fn mac(&self, device: &str) -> String {
-        let path = format!("/sys/class/net/{device}/address");
-        // sysfs shows the namespace it was mounted in, `ip` the one it runs in.
-        let output = self.run("ip", ["-br", "link", "show", "dev", device]);
-        let mac = output.split_whitespace().nth(2);
-        mac.unwrap_or_else(|| panic!("{path}: {output}"))
-            .to_string()
-    }
 }
 
 fn enter(name: &str) {
@@ -222,6 +212,11 @@ impl Process {
     /// Everything it printed so far.
     pub fn output(&self) -> String {
         std::fs::read_to_string(self.output.path()).unwrap_or_default()
+    }
+
+    /// Its standard input, if the command was given a pipe.
+    pub fn input(&mut self) -> std::process::ChildStdin {
+        self.child.stdin.take().expect("a pipe, taken once")
     }
 
     /// Its process id.

@@ -1,1 +1,309 @@
-//! stub
+//! The real `lb-agent` and `lbctl`, run in the load balancer's namespace with files and pins of
+//! their own.
+
+use std::{
+    path::{Path, PathBuf},
+    process::Output,
+    sync::atomic::{AtomicU32, Ordering},
+    time::Duration,
+};
+
+use lb_common::{
+    names,
+    reason::{Counter, Event, Reason},
+    traffic::Tally,
+};
+use lb_userspace::{kernel::Map, pins::PinDirectory};
+use nix::sys::signal::Signal;
+
+use super::{Namespace, Process, manifest::ServiceManifest, poll_until, text, world::World};
+use crate::require;
+
+/// How long an agent may take to begin, on a busy machine.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// An agent's files and, while it runs, its process. Everything goes on drop, the data path too.
+#[derive(Debug)]
+pub struct Node<'w> {
+    lb: &'w Namespace,
+    files: tempfile::TempDir,
+    pin_root: PathBuf,
+    arguments: Vec<String>,
+    process: Option<Process>,
+}
+
+/// The path of a program built from this workspace. `SLUICE_BIN` names another directory.
+pub fn binary(name: &str) -> PathBuf {
+    std::env::var_os("SLUICE_BIN")
+        .map_or_else(
+            || Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/debug"),
+            PathBuf::from,
+        )
+        .join(name)
+}
+
+impl<'w> Node<'w> {
+    /// An agent for the devices of `world`, not yet started.
+    pub fn new(world: &'w World) -> Self {
+        let interfaces = world
+            .interfaces
+            .iter()
+            .flat_map(|name| ["--interface", name]);
+        Self::on(&world.lb, interfaces)
+    }
+
+    /// An agent in any namespace, with the arguments that name its interfaces.
+    pub fn on(lb: &'w Namespace, interfaces: impl IntoIterator<Item = &'static str>) -> Self {
+        static NUMBER: AtomicU32 = AtomicU32::new(0);
+        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+        let files = tempfile::tempdir().expect("a temporary directory");
+        std::fs::create_dir(files.path().join("manifests")).expect("a directory");
+        let pin_root = PathBuf::from(format!(
+            "/sys/fs/bpf/sluice-netns-{}-{number}",
+            std::process::id()
+        ));
+        let arguments = interfaces.into_iter().map(ToString::to_string).collect();
+        let this = Self {
+            lb,
+            files,
+            pin_root,
+            arguments,
+            process: None,
+        };
+        // Small tables: several nodes share the machine.
+        this.file(
+            "config.yaml",
+            "tables: {flowsV4: 16384, flowsV6: 16384, embryonicV4: 16384, embryonicV6: 16384}\n",
+        );
+        this
+    }
+
+    /// One more argument.
+    #[must_use]
+    pub fn with(mut self, argument: &str) -> Self {
+        self.arguments.push(argument.into());
+        self
+    }
+
+    /// `gateway: true`.
+    #[must_use]
+    pub fn gateway(self) -> Self {
+        self.with("--gateway")
+    }
+
+    /// The SNAT addresses of the one-armed and two-armed worlds.
+    #[must_use]
+    pub fn snat(self) -> Self {
+        self.with("--snat-address=10.0.0.100")
+            .with("--snat-address=2001:db8:a::64")
+    }
+
+    fn file(&self, name: &str, content: &str) -> PathBuf {
+        let path = self.files.path().join(name);
+        // The watcher must not see half a file.
+        let hidden = self.files.path().join(".new");
+        std::fs::write(&hidden, content).expect("a temporary file");
+        std::fs::rename(&hidden, &path).expect("a temporary file");
+        path
+    }
+
+    /// Writes or replaces a file of the manifest directory.
+    pub fn manifest(&self, name: &str, content: &str) {
+        self.file(&format!("manifests/{name}"), content);
+    }
+
+    /// Writes or replaces a Service's manifest.
+    pub fn apply(&self, name: &str, service: &ServiceManifest) {
+        self.manifest(&format!("{name}.yaml"), &service.yaml());
+    }
+
+    /// Removes a file of the manifest directory.
+    pub fn remove(&self, name: &str) {
+        let path = self.files.path().join("manifests").join(name);
+        std::fs::remove_file(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+    }
+
+    /// The command line of the agent.
+    pub fn command(&self) -> std::process::Command {
+        let mut command = self.lb.command(binary("lb-agent"));
+        let files = self.files.path();
+        command
+            .args(["run", "--node-name", "edge"])
+            .arg("--config")
+            .arg(files.join("config.yaml"))
+            .arg("--manifests")
+            .arg(files.join("manifests"))
+            .arg("--pin-root")
+            .arg(&self.pin_root)
+            .arg("--lock-file")
+            .arg(files.join("agent.lock"))
+            .arg("--object")
+            .arg(require::object_path())
+            .args(&self.arguments)
+            .env("NO_COLOR", "1");
+        command
+    }
+
+    /// Starts the agent and waits until everything is attached and `frontends` are served.
+    pub fn start(&mut self, frontends: usize) {
+        self.process = Some(Process::spawn(&mut self.command()));
+        self.wait_attached();
+        self.wait_frontends(frontends);
+    }
+
+    fn wait_attached(&mut self) {
+        let process = self.process.as_mut().expect("a process");
+        let root = &self.pin_root;
+        let wanted = self
+            .arguments
+            .iter()
+            .filter(|text| *text == "--interface")
+            .count();
+        poll_until("the agent to attach its programs", PATIENCE, || {
+            if let Some(status) = process.ended() {
+                panic!("the agent ended ({status}):\n{}", process.output());
+            }
+            let links = directory(root)?.links();
+            (links.len() >= wanted).then_some(())
+        });
+    }
+
+    /// Waits until the tables hold exactly so many frontends.
+    pub fn wait_frontends(&self, number: usize) {
+        poll_until(&format!("{number} frontends"), PATIENCE, || {
+            (self.frontends() == Some(number)).then_some(())
+        });
+    }
+
+    fn frontends(&self) -> Option<usize> {
+        use lb_common::service::{Frontend, FrontendKey4, FrontendKey6};
+        let v4: Vec<(FrontendKey4, Frontend)> = self.map(names::FRONTENDS_V4)?.read_all().ok()?;
+        let v6: Vec<(FrontendKey6, Frontend)> = self.map(names::FRONTENDS_V6)?.read_all().ok()?;
+        Some(v4.len() + v6.len())
+    }
+
+    /// The running agent.
+    pub fn process(&mut self) -> &mut Process {
+        self.process.as_mut().expect("the agent runs")
+    }
+
+    /// What the agent logged.
+    pub fn log(&self) -> String {
+        self.process
+            .as_ref()
+            .map(Process::output)
+            .unwrap_or_default()
+    }
+
+    /// Waits until the agent's log has a text.
+    pub fn wait_log(&self, words: &str) {
+        poll_until(&format!("{words:?} in the agent's log"), PATIENCE, || {
+            self.log().contains(words).then_some(())
+        });
+    }
+
+    /// `kill -9`.
+    pub fn kill(&mut self) {
+        self.process.as_mut().expect("the agent runs").kill();
+        self.process = None;
+    }
+
+    /// SIGTERM; the agent must end by itself and well.
+    pub fn stop(&mut self) {
+        let mut process = self.process.take().expect("the agent runs");
+        process.signal(Signal::SIGTERM);
+        let status = process.wait(PATIENCE);
+        assert!(
+            status.success(),
+            "the agent ended ({status}):\n{}",
+            process.output()
+        );
+    }
+
+    /// A pinned map, if the data path is there.
+    pub fn map(&self, name: &str) -> Option<Map> {
+        Map::open_pinned(&directory(&self.pin_root)?.map(name)).ok()
+    }
+
+    /// Where a map is pinned.
+    pub fn map_path(&self, name: &str) -> PathBuf {
+        directory(&self.pin_root).expect("a data path").map(name)
+    }
+
+    /// Packets counted under an event.
+    pub fn event(&self, event: Event) -> u64 {
+        self.count(Counter::Event(event))
+    }
+
+    /// Packets counted under a reason.
+    pub fn reason(&self, reason: Reason) -> u64 {
+        self.count(Counter::Reason(reason))
+    }
+
+    fn count(&self, counter: Counter) -> u64 {
+        let counters = self.map(names::COUNTERS).expect("COUNTERS is pinned");
+        let values: Option<Vec<Tally>> = counters
+            .lookup_per_cpu(&counter.index())
+            .expect("COUNTERS can be read");
+        values
+            .unwrap_or_default()
+            .iter()
+            .map(|tally| tally.packets)
+            .sum()
+    }
+
+    /// Every counter that is not zero, for the reader of a failed test.
+    pub fn counters(&self) -> Vec<(&'static str, u64)> {
+        let all = Counter::all().map(|counter| (counter.name(), self.count(counter)));
+        all.filter(|(_, packets)| *packets > 0).collect()
+    }
+
+    /// Runs `lbctl` on this node's pins.
+    pub fn try_lbctl<const N: usize>(&self, arguments: [&str; N]) -> Output {
+        let mut command = self.lb.command(binary("lbctl"));
+        command
+            .arg("--pin-root")
+            .arg(&self.pin_root)
+            .args(arguments);
+        command
+            .output()
+            .unwrap_or_else(|e| panic!("{command:?}: {e}"))
+    }
+
+    /// Runs `lbctl`, which must succeed; what it printed.
+    pub fn lbctl<const N: usize>(&self, arguments: [&str; N]) -> String {
+        let output = self.try_lbctl(arguments);
+        let (out, errors) = (text(&output.stdout), text(&output.stderr));
+        assert!(
+            output.status.success(),
+            "lbctl {arguments:?}: {}\n{out}{errors}",
+            output.status
+        );
+        out
+    }
+
+    /// The same as JSON.
+    pub fn lbctl_json<const N: usize>(&self, arguments: [&str; N]) -> serde_json::Value {
+        let out = self.lbctl(arguments);
+        serde_json::from_str(&out).unwrap_or_else(|e| panic!("lbctl {arguments:?}: {e}\n{out}"))
+    }
+}
+
+fn directory(root: &Path) -> Option<PinDirectory> {
+    PinDirectory::find(root).ok()?.into_iter().next()
+}
+
+impl Drop for Node<'_> {
+    fn drop(&mut self) {
+        if std::thread::panicking() && self.map(names::COUNTERS).is_some() {
+            eprintln!("--- counters: {:?}", self.counters());
+        }
+        self.process = None;
+        // Unlinking the pinned links detaches the programs.
+        if self.pin_root.exists()
+            && let Err(error) = std::fs::remove_dir_all(&self.pin_root)
+        {
+            eprintln!("{}: {error}", self.pin_root.display());
+        }
+    }
+}

@@ -283,6 +283,49 @@ impl World {
         }
     }
 
+    /// As [`World::two_armed`], with one backend and two routers between the load balancer and the
+    /// client 203.0.113.7. The way to the client leads through the first (198.51.100.8), the way
+    /// back too; the second is 198.51.100.9.
+    pub fn two_routers() -> Self {
+        let (outside, inside, far) = (Lan::new("outside"), Lan::new("inside"), Lan::new("far"));
+        let (client, lb, backend) = (client(), balancer(), Namespace::new("b0"));
+        outside.plug_xdp(&lb, "eth0");
+        inside.plug_xdp(&lb, "eth1");
+        inside.plug(&backend, "eth0");
+        far.plug(&client, "eth0");
+        address_two_armed(&lb);
+        address_backend(&backend, 0, true);
+        client.ip("addr add 203.0.113.7/24 dev eth0
+            addr add 2001:db8:203::7/64 dev eth0 nodad
+            route add default via 203.0.113.8
+            route add default via 2001:db8:203::8");
+        let routers = [8, 9].map(|host| {
+            let router = Namespace::new("router");
+            router.forward();
+            outside.plug(&router, "eth0");
+            far.plug(&router, "eth1");
+            router.ip(&format!(
+                "addr add 198.51.100.{host}/24 dev eth0
+                addr add 2001:db8:100::{host}/64 dev eth0 nodad
+                addr add 203.0.113.{host}/24 dev eth1
+                addr add 2001:db8:203::{host}/64 dev eth1 nodad
+                route add default via 198.51.100.1
+                route add default via 2001:db8:100::1"
+            ));
+            router
+        });
+        lb.ip("route add 203.0.113.0/24 via 198.51.100.8
+            route add 2001:db8:203::/64 via 2001:db8:100::8");
+        Self {
+            client,
+            lb,
+            backends: vec![backend],
+            routers: routers.into(),
+            lans: vec![outside, inside, far],
+            interfaces: vec!["eth0", "eth1"],
+        }
+    }
+
     /// The only backend, or the first.
     pub fn backend(&self) -> &Namespace {
         self.backends.first().expect("a backend")
