@@ -13,10 +13,6 @@
 #![no_std]
 #![no_main]
 #![feature(asm_experimental_arch)]
-#![expect(
-    missing_docs,
-    reason = "aya's macros export a second, undocumented function per program"
-)]
 #![allow(
     clippy::cast_possible_truncation,
     clippy::cast_possible_wrap,
