@@ -173,6 +173,12 @@ impl Demo {
         }
         self.say("deleted the service legacy; new connections are refused");
 
+        agent.kill().context("kill the agent")?;
+        agent.wait()?;
+        thread::sleep(Duration::from_secs(1));
+        *agent = self.start_agent()?;
+        self.say("killed the agent with SIGKILL, and started it again a second later");
+
         let before = admin.clone();
         admin.port = 8001;
         admin.write(&self.manifests())?;
@@ -253,7 +259,11 @@ impl Demo {
 
     fn start_agent(&self) -> Result<Child> {
         let log = self.log();
-        let file = File::create(&log).with_context(|| format!("make {}", log.display()))?;
+        let file = File::options()
+            .create(true)
+            .append(true)
+            .open(&log)
+            .with_context(|| format!("open {}", log.display()))?;
         let mut agent = self.network.within("lb", &self.programs.agent);
         agent
             .args(["run", "--node-name", "edge", "--interface", INTERFACE])
@@ -264,7 +274,6 @@ impl Demo {
             .stdin(Stdio::null())
             .stdout(file.try_clone()?)
             .stderr(file);
-        self.say(&command::line(&agent));
         agent.spawn().context("start the agent")
     }
 
