@@ -38,7 +38,9 @@ macro_rules! restore {
 /// One iteration.
 #[inline(always)]
 pub(crate) fn run(ctx: &XdpContext) -> u32 {
-    let Some(case) = BENCH.get_ptr_mut(0) else { return XDP_PASS };
+    let Some(case) = BENCH.get_ptr_mut(0) else {
+        return XDP_PASS;
+    };
     // SAFETY: an array element that only this program and, between runs, the runner touch.
     let case = unsafe { &mut *case };
     let count = case.counter as u32;
@@ -52,8 +54,11 @@ pub(crate) fn run(ctx: &XdpContext) -> u32 {
     if !write(ctx.ctx, case, number) {
         return XDP_PASS;
     }
-    let verdict =
-        if case.flags & bench_flag::NULL != 0 { XDP_PASS } else { crate::xdp::run(ctx) };
+    let verdict = if case.flags & bench_flag::NULL != 0 {
+        XDP_PASS
+    } else {
+        crate::xdp::run(ctx)
+    };
     case.verdicts[(verdict & 7) as usize] += 1;
     verdict
 }
@@ -70,11 +75,17 @@ fn write(ctx: *mut xdp_md, case: &BenchCase, number: u32) -> bool {
     };
     let (port, offset) = client(number);
     let reply = case.flags & bench_flag::REPLY != 0;
-    let spread = if case.flags & bench_flag::SPREAD != 0 { number & 0xffff } else { 0 };
+    let spread = if case.flags & bench_flag::SPREAD != 0 {
+        number & 0xffff
+    } else {
+        0
+    };
     if case.flags & bench_flag::IPV6 != 0 {
         const SOURCE: usize = IP + offset_of!(Ipv6Hdr, src_addr) + 12;
         const DESTINATION: usize = IP + offset_of!(Ipv6Hdr, dst_addr) + 12;
-        let Some(view) = packet.view::<V6>() else { return false };
+        let Some(view) = packet.view::<V6>() else {
+            return false;
+        };
         restore!(view, case; 0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19);
         if reply {
             add::<V6, DESTINATION>(view, offset);
@@ -87,7 +98,9 @@ fn write(ctx: *mut xdp_md, case: &BenchCase, number: u32) -> bool {
     } else {
         const SOURCE: usize = IP + offset_of!(Ipv4Hdr, src_addr);
         const DESTINATION: usize = IP + offset_of!(Ipv4Hdr, dst_addr);
-        let Some(view) = packet.view::<V4>() else { return false };
+        let Some(view) = packet.view::<V4>() else {
+            return false;
+        };
         restore!(view, case; 0 1 2 3 4 5 6 7 8 9 10 11 12 13);
         if reply {
             add::<V4, DESTINATION>(view, offset);

@@ -253,7 +253,9 @@ pub(crate) fn parse<F: SkbFrame>(
     }
     if !is_flow {
         let reason = match packet.protocol() {
-            HOP_BY_HOP | ROUTING | DESTINATION_OPTIONS if F::AF == V6::AF => Reason::ExtensionHeader,
+            HOP_BY_HOP | ROUTING | DESTINATION_OPTIONS if F::AF == V6::AF => {
+                Reason::ExtensionHeader
+            }
             _ => Reason::UnsupportedProtocol,
         };
         return Step::refuse(reason);
