@@ -19,3 +19,4 @@ mod monitor;
 mod network;
 mod parse;
 mod tables;
+mod writer;

@@ -26,6 +26,7 @@ pub use self::{
     run::{LIVE_FRAMES, TestRun, TestRunOutput, test_run},
 };
 
+mod batch;
 mod link;
 mod map;
 mod mapping;

@@ -10,26 +10,24 @@ use std::{
     io,
     net::IpAddr,
     path::Path,
-    sync::{
-        Arc,
-        atomic::{Ordering, fence},
-    },
-    time::Duration,
+    sync::atomic::{Ordering, fence},
 };
 
 use lb_common::{
     flow::{filter_position4, filter_position6},
-    maglev::SLOTS_PER_ELEMENT,
     names,
     service::{Backend4, Backend6, Service, ServiceName},
     wire::Wire,
 };
-use tracing::warn;
 
-use self::{encode::Key, maps::Maps};
+use self::{
+    encode::Key,
+    extents::{Freed, elements},
+    maps::Maps,
+};
 use super::{Dataplane, DataplaneError, TableOp};
 use crate::{
-    kernel::{self, Map},
+    kernel::Map,
     pins::PinDirectory,
     tables::{BackendRecord, ServiceRecord, TableSet},
 };
@@ -37,6 +35,7 @@ use crate::{
 mod bulk;
 mod dump;
 mod encode;
+mod extents;
 mod maps;
 
 /// The kernel's tables, by their pins. It needs no agent and no program, only the maps.
@@ -46,15 +45,6 @@ pub struct BpfDataplane {
     /// First element of each extent we wrote or found, and its number of elements.
     extents: BTreeMap<u32, u32>,
     freed: Freed,
-}
-
-/// Extents given back in which a program may still be reading.
-#[derive(Debug)]
-enum Freed {
-    /// An earlier process may have freed any.
-    Unknown,
-    /// These: first element and number of elements.
-    Known(Vec<(u32, u32)>),
 }
 
 impl BpfDataplane {
@@ -191,58 +181,6 @@ impl BpfDataplane {
             &Backend6::default(),
             &what,
         )
-    }
-
-    fn write_extent(&mut self, first: u32, slots: &Arc<[u32]>) -> Result<(), DataplaneError> {
-        let count = elements(slots.len());
-        let what = || format!("write extent {first} of {} slots", slots.len());
-        self.await_readers(first, count)
-            .map_err(|error| kernel_error(what(), error))?;
-        let padded = count as usize * SLOTS_PER_ELEMENT as usize;
-        let offset = self.maps.slots.offset(first);
-        if offset + padded * size_of::<u32>() > self.maps.slots.len() {
-            return Err(full(what(), names::SLOTS, self.maps.slots_capacity));
-        }
-        let written = self.maps.slots.write_u32s(offset, slots, padded);
-        written.map_err(|error| kernel_error(what(), error))?;
-        fence(Ordering::SeqCst);
-        self.extents.insert(first, count);
-        Ok(())
-    }
-
-    /// Waits until nobody reads what was freed, if the extent about to be written overlaps it. One
-    /// wait serves everything freed before it.
-    fn await_readers(&mut self, first: u32, count: u32) -> io::Result<()> {
-        let overlaps = match &self.freed {
-            Freed::Unknown => true,
-            Freed::Known(freed) => freed
-                .iter()
-                .any(|(start, length)| first < start + length && *start < first + count),
-        };
-        if !overlaps {
-            return Ok(());
-        }
-        match kernel::membarrier() {
-            // A kernel started with nohz_full has no barrier for all CPUs. A program's run takes
-            // microseconds; this is as much longer as a stolen virtual CPU may need.
-            Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {
-                std::thread::sleep(Duration::from_millis(200));
-            }
-            result => result?,
-        }
-        self.freed = Freed::Known(Vec::new());
-        Ok(())
-    }
-
-    fn free_extent(&mut self, first: u32) {
-        let Some(count) = self.extents.remove(&first) else {
-            warn!(first, "an extent of unknown length is freed");
-            self.freed = Freed::Unknown;
-            return;
-        };
-        if let Freed::Known(freed) = &mut self.freed {
-            freed.push((first, count));
-        }
     }
 
     fn set_service(&self, id: u32, record: &ServiceRecord) -> Result<(), DataplaneError> {
@@ -411,13 +349,6 @@ fn filter_position(address: IpAddr) -> (u32, u32) {
         IpAddr::V4(address) => filter_position4(address.into()),
         IpAddr::V6(address) => filter_position6(address.into()),
     }
-}
-
-/// Elements of `SLOTS` an extent of so many slots takes.
-fn elements(slots: usize) -> u32 {
-    u32::try_from(slots)
-        .unwrap_or(u32::MAX)
-        .div_ceil(SLOTS_PER_ELEMENT)
 }
 
 fn put<K: Wire, V: Wire>(

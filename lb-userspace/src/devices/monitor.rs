@@ -16,7 +16,8 @@ use super::{
     features::{self, Family},
     network::{Change, Network},
     parse,
-    tables::{DeviceWriter, SnatPolicy},
+    tables::SnatPolicy,
+    writer::DeviceWriter,
 };
 use crate::pins::PinDirectory;
 

@@ -1,0 +1,231 @@
+//! Many elements of a map in one call.
+
+use std::{io, os::fd::AsFd as _};
+
+use lb_common::wire::Wire;
+
+use super::{
+    Map, address, address_mut, bpf, command, invalid, map::found, raw, slice, slice_mut, zeroed,
+};
+
+/// Elements asked for in one batch call: large enough to make the call cheap, small enough for L2.
+const BATCH: usize = 4096;
+/// The kernel's `ENOTSUPP`, which libc does not know: a map type without the operation.
+const ENOTSUPP: i32 = 524;
+
+impl Map {
+    /// Lends every element to `visit`, in batches. Elements written meanwhile may be missed, and
+    /// those of a hash that moves may be seen twice.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::lookup`].
+    pub fn for_each_batch<K: Wire, V: Wire>(
+        &self,
+        mut visit: impl FnMut(&[K], &[V]),
+    ) -> io::Result<()> {
+        self.check::<K>()?;
+        self.check_value::<V>()?;
+        self.batches(1, &mut visit)
+    }
+
+    /// Reads every element; see [`Self::for_each_batch`].
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::lookup`].
+    pub fn read_all<K: Wire, V: Wire>(&self) -> io::Result<Vec<(K, V)>> {
+        let mut all = Vec::new();
+        self.for_each_batch::<K, V>(|keys, values| {
+            all.extend(keys.iter().copied().zip(values.iter().copied()));
+        })?;
+        Ok(all)
+    }
+
+    /// Lends every element of a per-CPU array to `visit`: index, and one value for each CPU.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::lookup`].
+    pub fn for_each_per_cpu<V: Wire>(&self, mut visit: impl FnMut(u32, &[V])) -> io::Result<()> {
+        self.check::<u32>()?;
+        let cpus = self.check_per_cpu::<V>()?;
+        self.batches(cpus, &mut |keys: &[u32], values: &[V]| {
+            for (key, values) in keys.iter().zip(values.chunks_exact(cpus)) {
+                visit(*key, values);
+            }
+        })
+    }
+
+    /// Writes many elements in as few calls as the kernel allows.
+    ///
+    /// # Errors
+    ///
+    /// The first failure; elements before it are written. `keys` and `values` must have one length.
+    pub fn update_batch<K: Wire, V: Wire>(&self, keys: &[K], values: &[V]) -> io::Result<()> {
+        self.check::<K>()?;
+        self.check_value::<V>()?;
+        if keys.len() != values.len() {
+            return Err(invalid(format!(
+                "{} keys, {} values",
+                keys.len(),
+                values.len()
+            )));
+        }
+        for (keys, values) in keys.chunks(BATCH).zip(values.chunks(BATCH)) {
+            let mut attr = self.batch(slice(keys), slice(values), keys.len());
+            // SAFETY: both arrays hold `count` elements of the sizes the kernel uses.
+            match unsafe { bpf(command::UPDATE_BATCH, &mut attr) } {
+                Ok(_) => {}
+                Err(error) if is_unsupported(&error) => {
+                    for (key, value) in keys.iter().zip(values) {
+                        self.update(key, value)?;
+                    }
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
+    }
+
+    /// Removes many elements; missing ones are not an error.
+    ///
+    /// # Errors
+    ///
+    /// The first other failure; elements before it are removed.
+    pub fn delete_batch<K: Wire>(&self, keys: &[K]) -> io::Result<()> {
+        self.check::<K>()?;
+        let mut rest = keys;
+        while !rest.is_empty() {
+            let chunk = rest.get(..BATCH.min(rest.len())).unwrap_or(rest);
+            let mut attr = self.batch(slice(chunk), 0, chunk.len());
+            // SAFETY: the array holds `count` keys of the size the kernel uses.
+            let result = unsafe { bpf(command::DELETE_BATCH, &mut attr) };
+            let done = (attr.count as usize).min(chunk.len());
+            match result {
+                Ok(_) => rest = rest.get(chunk.len()..).unwrap_or_default(),
+                // The kernel stops at a missing key and tells how many it did before it.
+                Err(error) if error.raw_os_error() == Some(libc::ENOENT) => {
+                    rest = rest.get(done + 1..).unwrap_or_default();
+                }
+                Err(error) if is_unsupported(&error) => {
+                    for key in chunk {
+                        self.delete(key)?;
+                    }
+                    rest = rest.get(chunk.len()..).unwrap_or_default();
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
+    }
+
+    /// Walks the map by batch calls, else key by key. `per_key` values belong to each key.
+    fn batches<K: Wire, V: Wire>(
+        &self,
+        per_key: usize,
+        visit: &mut impl FnMut(&[K], &[V]),
+    ) -> io::Result<()> {
+        let mut room = BATCH.min(self.info().max_entries as usize).max(64);
+        let mut keys = vec![zeroed::<K>(); room];
+        let mut values = vec![zeroed::<V>(); room * per_key];
+        // The kernel keeps its place here: a bucket number, or a whole key.
+        let mut place = vec![0_u64; size_of::<K>().div_ceil(8).max(1)];
+        let mut next = place.clone();
+        let mut first = true;
+        loop {
+            let mut attr = self.batch(slice_mut(&mut keys), slice_mut(&mut values), room);
+            attr.in_batch = if first { 0 } else { slice_mut(&mut place) };
+            attr.out_batch = slice_mut(&mut next);
+            // SAFETY: the arrays hold `room` keys and the values that belong to them; both places
+            // hold at least a key and at least the four bytes of a bucket number.
+            let result = unsafe { bpf(command::LOOKUP_BATCH, &mut attr) };
+            let count = (attr.count as usize).min(room);
+            let end = match result {
+                Ok(_) => false,
+                Err(error) => match error.raw_os_error() {
+                    Some(libc::ENOENT) => true,
+                    Some(libc::EINTR | libc::EAGAIN) => continue,
+                    // One bucket holds more than there is room for.
+                    Some(libc::ENOSPC) => {
+                        room *= 2;
+                        keys.resize(room, zeroed());
+                        values.resize(room * per_key, zeroed());
+                        continue;
+                    }
+                    _ if first && is_unsupported(&error) => {
+                        return self.one_by_one(per_key, visit);
+                    }
+                    _ => return Err(error),
+                },
+            };
+            if let (Some(keys), Some(values)) = (keys.get(..count), values.get(..count * per_key)) {
+                visit(keys, values);
+            }
+            if end {
+                return Ok(());
+            }
+            std::mem::swap(&mut place, &mut next);
+            first = false;
+        }
+    }
+
+    /// Walks the map key by key, at most twice its capacity: under churn a walk may start over.
+    fn one_by_one<K: Wire, V: Wire>(
+        &self,
+        per_key: usize,
+        visit: &mut impl FnMut(&[K], &[V]),
+    ) -> io::Result<()> {
+        let mut values = vec![zeroed::<V>(); per_key];
+        let mut key: Option<K> = None;
+        for _ in 0..u64::from(self.info().max_entries) * 2 {
+            let mut following = zeroed::<K>();
+            let previous = key.as_ref().map_or(0, address);
+            let mut attr = self.element(previous, address_mut(&mut following), 0);
+            // SAFETY: both keys have the size the kernel uses, or the first is null: "the first".
+            if !found(unsafe { bpf(command::GET_NEXT_KEY, &mut attr) })? {
+                return Ok(());
+            }
+            let mut attr = self.element(address(&following), slice_mut(&mut values), 0);
+            // SAFETY: `values` holds as many values as belong to one key.
+            if found(unsafe { bpf(command::LOOKUP_ELEM, &mut attr) })? {
+                visit(&[following], &values);
+            }
+            key = Some(following);
+        }
+        Ok(())
+    }
+
+    fn batch(&self, keys: u64, values: u64, count: usize) -> BatchAttr {
+        BatchAttr {
+            in_batch: 0,
+            out_batch: 0,
+            keys,
+            values,
+            count: u32::try_from(count).unwrap_or(u32::MAX),
+            map_fd: raw(self.as_fd()),
+            elem_flags: 0,
+            flags: 0,
+        }
+    }
+}
+
+/// `union bpf_attr`, `BPF_MAP_*_BATCH`.
+#[repr(C)]
+struct BatchAttr {
+    in_batch: u64,
+    out_batch: u64,
+    keys: u64,
+    values: u64,
+    count: u32,
+    map_fd: u32,
+    elem_flags: u64,
+    flags: u64,
+}
+
+fn is_unsupported(error: &io::Error) -> bool {
+    matches!(
+        error.raw_os_error(),
+        Some(libc::EINVAL | libc::EOPNOTSUPP | ENOTSUPP)
+    )
+}
