@@ -49,6 +49,7 @@ const LINKER_LIBRARIES: &[Need] = &[
 const NETWORK: &[Need] = &[
     program("ip", "iproute2"),
     program("nsenter", "util-linux"),
+    program("ping", "iputils-ping"),
     program("ethtool", "ethtool"),
     program("bpftool", "bpftool"),
     program("curl", "curl"),
