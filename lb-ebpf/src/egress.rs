@@ -1,6 +1,8 @@
 //! Reverse NAT for backends that are the node itself: their replies come from the node's own stack and
 //! are met on the way out. Everything else passes untouched.
 
+use core::mem::MaybeUninit;
+
 use aya_ebpf::bindings::__sk_buff;
 use lb_common::{
     conntrack::{Entry as _, flag},
@@ -15,7 +17,7 @@ use crate::{
     forward,
     ingress::{DROP, Layout, NEXT, SkbFrame, blank, parse},
     skb::{Placement, Skb},
-    stats,
+    stats, words,
 };
 
 /// `lb_egress`. Returns the TCX verdict.
@@ -43,9 +45,12 @@ fn is_host_reply<F: Family>(entry: Option<*mut F::Entry>) -> bool {
 
 #[inline(always)]
 fn reverse<F: SkbFrame>(skb: Skb) -> i32 {
-    let mut packet = blank::<F>(skb);
-    let mut layout = Layout::default();
-    if parse::<F>(skb, &mut packet, &mut layout) != Step::FORWARD {
+    let mut packet = MaybeUninit::uninit();
+    let packet = blank::<F>(skb, &mut packet);
+    let mut layout = MaybeUninit::uninit();
+    // SAFETY: plain numbers.
+    let layout = unsafe { words::zeroed::<Layout>(&mut layout) };
+    if parse::<F>(skb, packet, layout) != Step::FORWARD {
         return NEXT;
     }
     if !is_host_reply::<F>(F::established(&packet.flow))
@@ -54,13 +59,15 @@ fn reverse<F: SkbFrame>(skb: Skb) -> i32 {
         return NEXT;
     }
     packet.now = clock::tick();
-    let mut entry = F::Entry::default();
-    let mut step = established::find::<F>(&packet, forward::route_generation(), &mut entry);
+    let mut entry = MaybeUninit::uninit();
+    // SAFETY: an entry of zeroes is valid.
+    let entry = unsafe { words::zeroed::<F::Entry>(&mut entry) };
+    let mut step = established::find::<F>(packet, forward::route_generation(), entry);
     if step == Step::HAND_OVER {
-        step = established::touch::<F>(&packet, &mut entry);
+        step = established::touch::<F>(packet, entry);
     }
     if step == Step::MISS {
-        step = embryonic::find::<F>(&packet, &mut entry);
+        step = embryonic::find::<F>(packet, entry);
     }
     // The stack has routed the packet already: a stale route of ours is of no interest.
     if step == Step::MISS || step.reason().is_some() {
@@ -70,7 +77,7 @@ fn reverse<F: SkbFrame>(skb: Skb) -> i32 {
         l4: layout.l4,
         ttl_word: 0,
     };
-    if !F::rewrite(skb, &packet.flow, &entry, &at) {
+    if !F::rewrite(skb, &packet.flow, entry, &at) {
         stats::reason(Reason::HelperFailed, packet.length);
         return DROP;
     }

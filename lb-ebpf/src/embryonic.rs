@@ -1,5 +1,7 @@
 //! Flows that have not proved themselves: in an LRU table, so that a flood evicts only its own kind.
 
+use core::mem::MaybeUninit;
+
 use lb_common::{
     conntrack::{Entry as _, Head, Note, Segment, flag, state, tcp_flag, ticks_since},
     flow::Flow as _,
@@ -16,6 +18,7 @@ use crate::{
     flow_packet::{FlowPacket, Step},
     stats,
     tables::{MEMBERS, config},
+    words,
 };
 
 /// Looks among the embryonic flows, then once more among the established: a flow is promoted into the
@@ -179,12 +182,14 @@ fn promote<F: Family>(packet: &FlowPacket<F::Flow>, out: &mut F::Entry, reply_ke
         }
     }
     let identity = out.head().identity();
-    let mut reply = F::Entry::default();
+    let mut reply = MaybeUninit::uninit();
+    // SAFETY: an entry of zeroes is valid.
+    let reply = unsafe { words::zeroed::<F::Entry>(&mut reply) };
     let Some(embryonic) = F::embryonic(reply_key) else {
         return;
     };
     // SAFETY: looked up just now.
-    if !unsafe { snapshot::<F>(embryonic, &mut reply) } || reply.head().identity() != identity {
+    if !unsafe { snapshot::<F>(embryonic, reply) } || reply.head().identity() != identity {
         return;
     }
     let established = Head::new(identity, state::ESTABLISHED, packet.now);
@@ -197,7 +202,7 @@ fn promote<F: Family>(packet: &FlowPacket<F::Flow>, out: &mut F::Entry, reply_ke
     out.set_head(established);
     let mut inserted = 0;
     let mut whole = true;
-    for (key, entry) in [(&packet.flow, &*out), (reply_key, &reply)] {
+    for (key, entry) in [(&packet.flow, &*out), (reply_key, &*reply)] {
         if F::insert_established(key, entry).is_ok() {
             inserted += 1;
         } else if !holds::<F>(key, identity) {

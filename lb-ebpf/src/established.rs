@@ -1,5 +1,7 @@
 //! Flows in `FLOWS_*`: the hot lookup, and what a packet does to its flow when it is not just data.
 
+use core::mem::MaybeUninit;
+
 use lb_common::{
     conntrack::{
         self, Entry as _, Head, Note, Segment, flag,
@@ -17,6 +19,7 @@ use crate::{
     flow_packet::{FlowPacket, Step},
     forward, stats,
     tables::{FLOW_USE, MEMBERS, SERVICES, config},
+    words,
 };
 
 /// Copies an entry, unless the element was given to another flow meanwhile.
@@ -33,7 +36,7 @@ pub(crate) unsafe fn snapshot<F: Family>(entry: *const F::Entry, out: &mut F::En
         let head = entry.cast::<u64>();
         let before = head.read_volatile();
         core::sync::atomic::compiler_fence(core::sync::atomic::Ordering::SeqCst);
-        *out = *entry;
+        words::copy(entry, out);
         core::sync::atomic::compiler_fence(core::sync::atomic::Ordering::SeqCst);
         let after = head.read_volatile();
         out.set_head(Head(after));
@@ -296,9 +299,11 @@ pub(crate) fn retire<F: Family>(now: u32) -> u32 {
         let Some(entry) = F::established(&closing.flow) else {
             continue;
         };
-        let mut copy = F::Entry::default();
+        let mut copy = MaybeUninit::uninit();
+        // SAFETY: an entry of zeroes is valid.
+        let copy = unsafe { words::zeroed::<F::Entry>(&mut copy) };
         // SAFETY: looked up just now.
-        if !unsafe { snapshot::<F>(entry, &mut copy) }
+        if !unsafe { snapshot::<F>(entry, copy) }
             || copy.head().identity() != closing.identity
             || !state::is_closed(copy.head().state())
         {

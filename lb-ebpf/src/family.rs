@@ -94,8 +94,8 @@ pub(crate) trait Family: Copy + 'static {
     fn mapped(address: Self::Address) -> Addr6;
     /// The four words `bpf_fib_lookup` and next-hop keys take.
     fn words(address: Self::Address) -> [u32; 4];
-    /// Whether the address may be ours: false is certain.
-    fn in_filter(address: Self::Address) -> bool;
+    /// Whether one of two addresses may be ours: false is certain.
+    fn in_filter(one: Self::Address, other: Self::Address) -> bool;
     /// The key of a neighbour reached through a device.
     fn next_hop_key(ifindex: u32, family: u8, gateway: [u32; 4]) -> NextHopKey {
         NextHopKey {
@@ -106,21 +106,23 @@ pub(crate) trait Family: Copy + 'static {
     }
 }
 
+/// Whether one of two bits of the filter is set.
 #[inline(always)]
-fn filter_bit((word, bit): (u32, u32)) -> bool {
+fn filter_bits(one: (u32, u32), other: (u32, u32)) -> bool {
     // A missing filter (it is one element of an array map, so never) would mean "perhaps ours".
     let Some(filter) = ADDRESS_FILTER.get_ptr(0) else {
         return true;
     };
-    // SAFETY: `word` is masked below the length; the agent stores whole words, and a stale one only
-    // sends the packet the longer way.
-    let words = unsafe {
-        filter
-            .cast::<u64>()
-            .add((word & 0x3ff) as usize)
-            .read_volatile()
+    let words = filter.cast::<u64>();
+    // SAFETY: the indices are masked below the length; the agent stores whole words, and a stale one
+    // only sends the packet the longer way.
+    let (one, other) = unsafe {
+        (
+            words.add((one.0 & 0x3ff) as usize).read_volatile() >> one.1,
+            words.add((other.0 & 0x3ff) as usize).read_volatile() >> other.1,
+        )
     };
-    (words >> bit) & 1 != 0
+    (one | other) & 1 != 0
 }
 
 macro_rules! flow_tables {
@@ -293,8 +295,8 @@ impl Family for V4 {
     }
 
     #[inline(always)]
-    fn in_filter(address: Addr4) -> bool {
-        filter_bit(filter_position4(address))
+    fn in_filter(one: Addr4, other: Addr4) -> bool {
+        filter_bits(filter_position4(one), filter_position4(other))
     }
 }
 
@@ -346,8 +348,8 @@ impl Family for V6 {
     }
 
     #[inline(always)]
-    fn in_filter(address: Addr6) -> bool {
-        filter_bit(filter_position6(address))
+    fn in_filter(one: Addr6, other: Addr6) -> bool {
+        filter_bits(filter_position6(one), filter_position6(other))
     }
 }
 

@@ -4,7 +4,7 @@
 //! again once a tick and whenever the generation moved; that lookup also refreshes the neighbour's MAC
 //! for every flow that shares the next hop.
 
-use core::ffi::c_void;
+use core::{ffi::c_void, mem::MaybeUninit};
 
 use aya_ebpf::{
     bindings::{BPF_NOEXIST, bpf_fib_lookup as FibParams, bpf_redir_neigh},
@@ -24,6 +24,7 @@ use crate::{
     tables::{
         self, DEVICE_INDEX, DEVICES, NEXT_HOP_FREE, NEXT_HOP_INDEX, NEXT_HOPS, ROUTE_GENERATION,
     },
+    words,
 };
 
 /// `BPF_FIB_LKUP_RET_SUCCESS`.
@@ -80,15 +81,17 @@ pub(crate) fn refresh<F: Family, const XDP: bool>(
     out: &mut F::Entry,
 ) -> Step {
     let destination = out.written(packet.protocol()).destination();
-    let mut resolved = Resolved::default();
-    let step = resolve::<F, XDP>(ctx, packet.ingress, destination, &mut resolved);
+    let mut resolved = MaybeUninit::uninit();
+    // SAFETY: plain numbers.
+    let resolved = unsafe { words::zeroed::<Resolved>(&mut resolved) };
+    let step = resolve::<F, XDP>(ctx, packet.ingress, destination, resolved);
     if step != Step::FORWARD {
         return step;
     }
     if !XDP && resolved.next_hop == 0 {
         // SAFETY: plain numbers; nothing else borrows the element.
         if let Some(kept) = unsafe { tables::scratch::<Resolved>(tables::ROUTE) } {
-            *kept = resolved;
+            *kept = *resolved;
         }
     }
     let current = out.route();
@@ -127,8 +130,10 @@ pub(crate) fn settle_mode<F: Family, const XDP: bool>(
     if hop.gateway.0 != backend || hop.family != F::AF as u32 {
         return;
     }
-    let mut back = Resolved::default();
-    let step = resolve::<F, XDP>(ctx, packet.ingress, packet.flow.source(), &mut back);
+    let mut back = MaybeUninit::uninit();
+    // SAFETY: plain numbers.
+    let back = unsafe { words::zeroed::<Resolved>(&mut back) };
+    let step = resolve::<F, XDP>(ctx, packet.ingress, packet.flow.source(), back);
     if step == Step::FORWARD && back.on_link != 0 && back.ifindex == hop.ifindex {
         out.set_flags(flag::FULL_NAT);
     }
@@ -144,8 +149,9 @@ fn resolve<F: Family, const XDP: bool>(
     destination: F::Address,
     out: &mut Resolved,
 ) -> Step {
+    let mut params = MaybeUninit::uninit();
     // SAFETY: plain integers, for which zero is valid.
-    let mut params: FibParams = unsafe { core::mem::zeroed() };
+    let params = unsafe { words::zeroed::<FibParams>(&mut params) };
     params.family = F::AF;
     params.ifindex = ingress;
     // Any length makes the kernel report the path MTU in the same field.
@@ -153,7 +159,7 @@ fn resolve<F: Family, const XDP: bool>(
     let words = F::words(destination);
     params.__bindgen_anon_4.ipv6_dst = words;
     // SAFETY: `ctx` is the running program's context; `params` outlives the call.
-    let status = unsafe { bpf_fib_lookup(ctx, &raw mut params, size_of::<FibParams>() as i32, 0) };
+    let status = unsafe { bpf_fib_lookup(ctx, &raw mut *params, size_of::<FibParams>() as i32, 0) };
     if status != FIB_SUCCESS && status != FIB_NO_NEIGHBOUR {
         return if XDP {
             Step::HAND_OVER
@@ -306,15 +312,16 @@ pub(crate) fn resolve_once<F: Family>(
 /// it first if need be. Returns the program's verdict; `None` if the kernel refused.
 #[inline(always)]
 pub(crate) fn by_neighbour(to: &Resolved) -> Option<i32> {
+    let mut params = MaybeUninit::uninit();
     // SAFETY: plain integers, for which zero is valid.
-    let mut params: bpf_redir_neigh = unsafe { core::mem::zeroed() };
+    let params = unsafe { words::zeroed::<bpf_redir_neigh>(&mut params) };
     params.nh_family = to.gateway_family;
     params.__bindgen_anon_1.ipv6_nh = to.gateway;
     // SAFETY: `params` outlives the call, its size is given.
     let verdict = unsafe {
         bpf_redirect_neigh(
             to.ifindex,
-            &raw mut params,
+            &raw mut *params,
             size_of::<bpf_redir_neigh>() as i32,
             0,
         )

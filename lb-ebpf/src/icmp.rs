@@ -4,7 +4,7 @@
 //! goes the other way. That half says how to write the message so that its receiver recognises what it
 //! sent: who it goes to, and what the quoted packet looked like before the rewrite.
 
-use core::mem::offset_of;
+use core::mem::{MaybeUninit, offset_of};
 
 use aya_ebpf::bindings::__sk_buff;
 use lb_common::{
@@ -28,7 +28,7 @@ use crate::{
     reply::{self, Reply},
     select,
     skb::{self, Placement, Skb},
-    stats, tables,
+    stats, tables, words,
 };
 
 /// Headers that must be linear: two IP headers of 60 bytes, ICMP, and a TCP header.
@@ -298,10 +298,13 @@ struct Message<F: Icmp> {
 #[inline(never)]
 pub(crate) fn run<F: Icmp>(skb: *mut __sk_buff) -> i32 {
     let skb = Skb(skb);
-    let mut packet = blank::<F>(skb);
-    let mut layout = Layout::default();
+    let mut packet = MaybeUninit::uninit();
+    let packet = blank::<F>(skb, &mut packet);
+    let mut layout = MaybeUninit::uninit();
+    // SAFETY: plain numbers.
+    let layout = unsafe { words::zeroed::<Layout>(&mut layout) };
     let whole = packet.length;
-    if parse_ip::<F>(skb.0, &mut packet, &mut layout) != Step::FORWARD
+    if parse_ip::<F>(skb.0, packet, layout) != Step::FORWARD
         || packet.length > whole
         || packet.length < layout.header
     {
@@ -315,9 +318,9 @@ pub(crate) fn run<F: Icmp>(skb: *mut __sk_buff) -> i32 {
     };
     let kind = view.u8::<0>();
     if F::is_error(kind) {
-        let found = error::<F>(skb.0, &packet, &layout);
+        let found = error::<F>(skb.0, packet, layout);
         if found == TO_NEIGHBOUR || found == TO_STACK {
-            return send::<F>(skb, &packet, &layout, found == TO_STACK);
+            return send::<F>(skb, packet, layout, found == TO_STACK);
         }
         if found != UNMATCHED {
             return found;
@@ -329,7 +332,7 @@ pub(crate) fn run<F: Icmp>(skb: *mut __sk_buff) -> i32 {
         return NEXT;
     }
     if kind == F::ECHO {
-        return echo::<F>(skb, &packet, &layout);
+        return echo::<F>(skb, packet, layout);
     }
     let reason = if F::is_error(kind) {
         Reason::IcmpUnmatched
@@ -389,7 +392,7 @@ fn error<F: Icmp>(skb: *mut __sk_buff, packet: &FlowPacket<F::Flow>, layout: &La
         return UNMATCHED;
     }
     let quoted = &message.quoted;
-    if !F::in_filter(quoted.flow.source()) && !F::in_filter(quoted.flow.destination()) {
+    if !F::in_filter(quoted.flow.source(), quoted.flow.destination()) {
         return UNMATCHED;
     }
     message.key = quoted.flow.reversed();

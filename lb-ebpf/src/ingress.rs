@@ -1,7 +1,10 @@
 //! The complete path: everything XDP leaves, on the same tables. GSO and partial checksums, unresolved
 //! neighbours, IPv4 options, fragments, devices XDP cannot send to, pods of this node.
 
-use core::{ffi::c_void, mem::offset_of};
+use core::{
+    ffi::c_void,
+    mem::{MaybeUninit, offset_of},
+};
 
 use aya_ebpf::bindings::__sk_buff;
 use lb_common::{
@@ -28,6 +31,7 @@ use crate::{
     skb::{Placement, Skb},
     stats,
     tables::{self, FRAGMENTS},
+    words,
 };
 
 /// `TCX_NEXT`: the next program of the hook decides, the stack in the end.
@@ -92,7 +96,7 @@ impl SkbFrame for V4 {
         let proto = view.u8::<{ IP + offset_of!(Ipv4Hdr, proto) }>();
         into.flow = Flow4::new(source, Be16(0), destination, Be16(0), proto);
         into.protocol = proto as u32;
-        if !Self::in_filter(destination) && !Self::in_filter(source) && proto != Self::ICMP {
+        if !Self::in_filter(destination, source) && proto != Self::ICMP {
             return Step::refuse(Reason::NotOurs);
         }
         let version_length = view.u8::<{ IP + offset_of!(Ipv4Hdr, vihl) }>();
@@ -137,7 +141,7 @@ impl SkbFrame for V6 {
             { DESTINATION + 12 },
         >());
         let mut next = view.u8::<{ IP + offset_of!(Ipv6Hdr, next_hdr) }>();
-        if !Self::in_filter(destination) && !Self::in_filter(source) && next != Self::ICMP {
+        if !Self::in_filter(destination, source) && next != Self::ICMP {
             into.flow = Flow6::new(source, Be16(0), destination, Be16(0), next);
             return Step::refuse(Reason::NotOurs);
         }
@@ -215,18 +219,15 @@ fn with_ports<F: Family>(into: &mut FlowPacket<F::Flow>, source: Be16, destinati
 
 /// An empty packet description, for the parsers to fill.
 #[inline(always)]
-pub(crate) fn blank<F: SkbFrame>(skb: Skb) -> FlowPacket<F::Flow> {
-    FlowPacket {
-        flow: F::Flow::default(),
-        length: skb.length().wrapping_sub(skb::IP),
-        sequence: 0,
-        acknowledgement: 0,
-        sequence_length: 0,
-        now: 0,
-        ingress: skb.ifindex(),
-        protocol: 0,
-        tcp_flags: 0,
-    }
+pub(crate) fn blank<F: SkbFrame>(
+    skb: Skb,
+    slot: &mut MaybeUninit<FlowPacket<F::Flow>>,
+) -> &mut FlowPacket<F::Flow> {
+    // SAFETY: plain numbers.
+    let packet = unsafe { words::zeroed(slot) };
+    packet.length = skb.length().wrapping_sub(skb::IP);
+    packet.ingress = skb.ifindex();
+    packet
 }
 
 /// Parses a packet up to its ports. [`Step::FORWARD`]: a TCP or UDP packet with its 5-tuple.
@@ -363,21 +364,26 @@ fn truncated(skb: Skb) -> i32 {
 #[inline(never)]
 fn balance<F: SkbFrame + reply::Reply>(skb: *mut __sk_buff) -> i32 {
     let skb = Skb(skb);
-    let mut packet = blank::<F>(skb);
-    let mut layout = Layout::default();
-    let mut step = parse::<F>(skb, &mut packet, &mut layout);
+    let mut packet = MaybeUninit::uninit();
+    let packet = blank::<F>(skb, &mut packet);
+    let mut layout = MaybeUninit::uninit();
+    // SAFETY: plain numbers.
+    let layout = unsafe { words::zeroed::<Layout>(&mut layout) };
+    let mut step = parse::<F>(skb, packet, layout);
     packet.now = clock::tick();
-    let mut entry = F::Entry::default();
+    let mut entry = MaybeUninit::uninit();
+    // SAFETY: an entry of zeroes is valid.
+    let entry = unsafe { words::zeroed::<F::Entry>(&mut entry) };
     if step == Step::FORWARD {
-        step = decide::<F>(skb.0.cast(), &packet, &mut entry);
+        step = decide::<F>(skb.0.cast(), packet, entry);
     }
     if step == Step::FORWARD {
-        step = check::<F>(skb, &packet, &mut layout, &entry);
+        step = check::<F>(skb, packet, layout, entry);
     }
     if step == Step::FORWARD {
-        return send::<F>(skb.0, &packet, &layout, &entry);
+        return send::<F>(skb.0, packet, layout, entry);
     }
-    refuse::<F>(skb, &packet, &layout, step)
+    refuse::<F>(skb, packet, layout, step)
 }
 
 /// The same steps in the same order as in XDP; here an unresolved neighbour is no obstacle.
@@ -470,9 +476,11 @@ fn send<F: SkbFrame>(
 ) -> i32 {
     let skb = Skb(skb);
     let host = entry.flags() & (flag::HOST | flag::REVERSE) == flag::HOST;
-    let mut to = Resolved::default();
+    let mut to = MaybeUninit::uninit();
+    // SAFETY: plain numbers.
+    let to = unsafe { words::zeroed::<Resolved>(&mut to) };
     let next_hop = entry.route().next_hop() as u32;
-    if !host && !find_next_hop(next_hop, packet.now, &mut to) {
+    if !host && !find_next_hop(next_hop, packet.now, to) {
         stats::reason(Reason::NoRoute, packet.length);
         return DROP;
     }
@@ -487,7 +495,7 @@ fn send<F: SkbFrame>(
     let verdict = if host {
         stats::event(Event::Delivered, packet.length);
         NEXT
-    } else if let Some(verdict) = forward::by_neighbour(&to) {
+    } else if let Some(verdict) = forward::by_neighbour(to) {
         stats::event(Event::TcxForwarded, packet.length);
         verdict
     } else {

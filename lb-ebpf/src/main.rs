@@ -41,6 +41,7 @@ mod skb;
 mod stats;
 mod tables;
 mod trace;
+mod words;
 mod xdp;
 
 use aya_ebpf::{

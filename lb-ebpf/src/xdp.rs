@@ -3,7 +3,10 @@
 //! Whatever is missing or unusual makes it pass the packet, unmodified, to [`crate::ingress`]. What it
 //! has written to the tables by then (a stamp, a new flow) is what TCX would write too.
 
-use core::{ffi::c_void, mem::offset_of};
+use core::{
+    ffi::c_void,
+    mem::{MaybeUninit, offset_of},
+};
 
 use aya_ebpf::{
     EbpfContext as _,
@@ -34,6 +37,7 @@ use crate::{
     packet::{Packet, View},
     select, stats,
     tables::config,
+    words,
 };
 
 /// A family's fixed frame layout: Ethernet, IP without options, transport.
@@ -104,7 +108,7 @@ impl Frame for V4 {
         };
         let source = Addr4(view.u32::<{ IP + offset_of!(Ipv4Hdr, src_addr) }>());
         let destination = Addr4(view.u32::<{ IP + offset_of!(Ipv4Hdr, dst_addr) }>());
-        if !Self::in_filter(destination) && !Self::in_filter(source) {
+        if !Self::in_filter(destination, source) {
             return Err(Step::MISS);
         }
         into.length = u16::from_be(view.u16::<{ IP + offset_of!(Ipv4Hdr, tot_len) }>()) as u32;
@@ -223,7 +227,7 @@ impl Frame for V6 {
             { DESTINATION + 8 },
             { DESTINATION + 12 },
         >());
-        if !Self::in_filter(destination) && !Self::in_filter(source) {
+        if !Self::in_filter(destination, source) {
             return Err(Step::MISS);
         }
         let payload = u16::from_be(view.u16::<{ IP + offset_of!(Ipv6Hdr, payload_len) }>());
@@ -374,38 +378,28 @@ pub(crate) fn run(ctx: &XdpContext) -> u32 {
 }
 
 #[inline(always)]
-fn balance<F: Frame>(ctx: &XdpContext, frame: Packet) -> u32
-where
-    F::Flow: Default,
-    F::Entry: Default,
-{
-    let mut packet = FlowPacket {
-        flow: F::Flow::default(),
-        length: 0,
-        sequence: 0,
-        acknowledgement: 0,
-        sequence_length: 0,
-        now: 0,
-        ingress: 0,
-        protocol: 0,
-        tcp_flags: 0,
-    };
-    let headers = match F::parse(frame, &mut packet) {
+fn balance<F: Frame>(ctx: &XdpContext, frame: Packet) -> u32 {
+    let mut packet = MaybeUninit::uninit();
+    // SAFETY: plain numbers.
+    let packet = unsafe { words::zeroed::<FlowPacket<F::Flow>>(&mut packet) };
+    let headers = match F::parse(frame, packet) {
         Ok(headers) => headers,
         Err(Step::MISS) => return XDP_PASS,
         Err(_) => return hand_over(packet.length),
     };
     packet.now = clock::tick();
     packet.ingress = ingress_ifindex(ctx);
-    let mut entry = F::Entry::default();
-    let step = match established::find::<F>(&packet, forward::route_generation(), &mut entry) {
+    let mut entry = MaybeUninit::uninit();
+    // SAFETY: an entry of zeroes is valid.
+    let entry = unsafe { words::zeroed::<F::Entry>(&mut entry) };
+    let step = match established::find::<F>(packet, forward::route_generation(), entry) {
         Step::FORWARD => Step::FORWARD,
-        other => unusual::<F>(ctx, headers, &packet, other, &mut entry),
+        other => unusual::<F>(ctx, headers, packet, other, entry),
     };
     if step != Step::FORWARD {
         return refuse(step, packet.length);
     }
-    send::<F>(headers, &packet, &entry)
+    send::<F>(headers, packet, entry)
 }
 
 /// Everything but the next packet of an established flow.
