@@ -63,15 +63,14 @@ fn measure(options: &Options) -> Result<()> {
     let mut kernel = kernel::Kernel::load(&options.object)?;
     let tables = group::tables(&groups);
     kernel.publish(&tables)?;
-    for group in &groups {
-        kernel.establish(group, &tables)?;
-    }
     let mut rows = case::rows(&groups, &kernel)?;
     for round in 0..options.rounds {
         eprintln!("bench: round {} of {}", round + 1, options.rounds);
         for row in &mut rows {
+            let t = crate::netns::now();
             round::run(&mut kernel, row, options.iterations, &tables)
                 .with_context(|| format!("row {:?}", row.name))?;
+            eprintln!("{} {:?}", row.name, crate::netns::now() - t);
         }
     }
     let results = report::results(&rows)?;

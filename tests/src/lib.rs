@@ -8,6 +8,7 @@
     reason = "a fixture that fails its test panics"
 )]
 
+pub mod bench;
 pub mod book;
 pub mod case;
 pub mod flows;

@@ -1,9 +1,8 @@
 //! Failed packets as pcap files, for tcpdump and Wireshark.
 
-use std::{
-    fs, io,
-    path::{Path, PathBuf},
-};
+use std::{fs, io, path::PathBuf};
+
+use crate::require;
 
 /// Writes frames to `target/packets/NAME.pcap` and returns where.
 ///
@@ -11,7 +10,7 @@ use std::{
 ///
 /// If the file cannot be written.
 pub fn write(name: &str, frames: &[Vec<u8>]) -> io::Result<PathBuf> {
-    let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/packets");
+    let directory = require::target_directory().join("packets");
     fs::create_dir_all(&directory)?;
     let safe: String = name
         .chars()

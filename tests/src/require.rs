@@ -1,11 +1,20 @@
 //! What a test needs from the machine. Under `CI=true` a missing need fails the test; elsewhere the
 //! test is skipped with a message.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
+
+/// Where cargo puts what it builds: a test runs from `target/debug/deps/`.
+pub fn target_directory() -> PathBuf {
+    let test = std::env::current_exe().expect("a running program has a path");
+    test.ancestors()
+        .nth(3)
+        .expect("target/debug/deps/TEST")
+        .to_owned()
+}
 
 /// The compiled data path.
-pub fn object_path() -> std::path::PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/bpfel-unknown-none/release/lb-ebpf")
+pub fn object_path() -> PathBuf {
+    target_directory().join("bpfel-unknown-none/release/lb-ebpf")
 }
 
 /// True if `met`; otherwise fails under CI and says why the test is skipped elsewhere.

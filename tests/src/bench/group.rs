@@ -35,7 +35,7 @@ pub(super) enum Purpose {
 }
 
 /// Flows to one service: client and reply tuple follow from the flow's number as in the wrapper.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Eq, PartialEq)]
 pub(super) struct Group {
     pub(super) purpose: Purpose,
     pub(super) full_nat: bool,
@@ -139,7 +139,7 @@ impl Group {
         self.vip.is_ipv6()
     }
 
-    /// Flows the group has before anything runs.
+    /// Flows the group has while its rows are measured.
     pub(super) const fn established(&self) -> u32 {
         match self.purpose {
             Purpose::Established if matches!(self.protocol, Protocol::Udp) => 1,
@@ -220,7 +220,7 @@ impl Group {
 }
 
 /// Payload bytes: enough for the header words the wrapper restores.
-pub(super) const PAYLOAD: usize = 32;
+pub(super) const PAYLOAD: usize = 40;
 
 /// The address `amount` further on, as the wrapper counts: in the last 32 bits.
 pub(super) fn plus(address: IpAddr, amount: u32) -> IpAddr {

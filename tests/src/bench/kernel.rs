@@ -16,7 +16,7 @@ use lb_common::{
     addr::{Addr4, Addr6, Be16},
     config::{Config, UnknownFlows},
     conntrack::{Entry, Entry4, Entry6, Head, Note, Route, flag, state},
-    device::{Device, SnatAddress, device_flag},
+    device::{Device, NextHopKey, SnatAddress, device_flag},
     flow::{AddressFilter, Flow, Flow4, Flow6, filter_position4, filter_position6},
     names::{self, flow_use},
     reason::{Counter, Event},
@@ -39,16 +39,17 @@ const LB_BENCH: &str = "lb_bench";
 pub(super) const BENCH: &str = "BENCH";
 /// What the client of an embryonic flow must acknowledge.
 pub(super) const ANSWERED: u32 = 5_000;
-/// Entries of each flow table: the default of IPv4 for both families, which get as many flows.
-const FLOW_ENTRIES: u32 = 524_288;
+/// Address families as next-hop keys have them.
+const AF_INET: u32 = 2;
+const AF_INET6: u32 = 10;
 
 /// Programs and maps.
 pub(super) struct Kernel {
     ebpf: Ebpf,
     dataplane: BpfDataplane,
     maps: BTreeMap<&'static str, Map>,
-    /// Entries put into `FLOWS_V4` and `FLOWS_V6`.
-    entries: [u64; 2],
+    /// The group whose flows are established.
+    resident: Option<Group>,
 }
 
 impl Kernel {
@@ -77,9 +78,6 @@ impl Kernel {
         for &(name, _) in names::MAPS {
             loader.map_pin_path(name, directory.join(name));
         }
-        for name in [names::FLOWS_V4, names::FLOWS_V6] {
-            loader.map_max_entries(name, FLOW_ENTRIES);
-        }
         let ebpf = loader
             .load_file(object)
             .with_context(|| format!("load {}", object.display()))?;
@@ -92,7 +90,7 @@ impl Kernel {
             ebpf,
             dataplane: BpfDataplane::open(directory)?,
             maps,
-            entries: [0; 2],
+            resident: None,
         })
     }
 
@@ -141,10 +139,7 @@ impl Kernel {
         for (name, first) in [names::SNAT_V4, names::SNAT_V6].into_iter().zip(SNAT) {
             for number in 0..u32::from(SNAT_ADDRESSES) {
                 let snat = SnatAddress {
-                    address: match plus(first.parse()?, number) {
-                        IpAddr::V4(v4) => Addr6([Addr4::from(v4).0, 0, 0, 0]),
-                        IpAddr::V6(v6) => v6.into(),
-                    },
+                    address: words(plus(first.parse()?, number)),
                     first_port: 1_024,
                     port_count: 64_512,
                 };
@@ -169,42 +164,62 @@ impl Kernel {
         Ok(())
     }
 
-    /// Puts the group's established flows into the table, both halves of each.
+    /// Makes the group's flows the only established ones, both halves of each.
     pub(super) fn establish(&mut self, group: &Group, tables: &TableSet) -> Result<()> {
+        if self.resident.as_ref() == Some(group) {
+            return Ok(());
+        }
+        if let Some(old) = self.resident.take() {
+            self.forget(&old, old.established(), tables)?;
+        }
         let flows = group.established();
         if group.is_v6() {
-            let halves = self.halves::<Entry6>(group, flows, tables, [state::ESTABLISHED; 2])?;
+            let halves = self.halves::<Entry6>(group, flows, tables, Birth::ESTABLISHED)?;
             self.insert(names::FLOWS_V6, &halves)?;
         } else {
-            let halves = self.halves::<Entry4>(group, flows, tables, [state::ESTABLISHED; 2])?;
+            let halves = self.halves::<Entry4>(group, flows, tables, Birth::ESTABLISHED)?;
             self.insert(names::FLOWS_V4, &halves)?;
         }
-        let [v4, v6] = &mut self.entries;
-        *(if group.is_v6() { v6 } else { v4 }) += 2 * u64::from(flows);
+        self.resident = Some(group.clone());
         self.restore_use()
     }
 
     /// Puts embryonic flows whose backend has answered into the LRU table.
     pub(super) fn conceive(&self, group: &Group, flows: u32, tables: &TableSet) -> Result<()> {
-        let states = [state::EMBRYONIC, state::REPLIED];
+        let (_, backend) = group.forwarded(0);
+        let key = NextHopKey {
+            ifindex: INSIDE.ifindex,
+            family: if group.is_v6() { AF_INET6 } else { AF_INET },
+            gateway: words(backend.ip()),
+        };
+        let next_hop: u32 = self
+            .map(names::NEXT_HOP_INDEX)?
+            .lookup(&key)?
+            .context("no flow has gone to the backend yet")?;
+        let birth = Birth {
+            forward: state::EMBRYONIC,
+            reply: state::REPLIED,
+            age: 0,
+            next_hop: u16::try_from(next_hop)?,
+            generation: self.route_generation()?,
+        };
         if group.is_v6() {
-            let halves = self.halves::<Entry6>(group, flows, tables, states)?;
+            let halves = self.halves::<Entry6>(group, flows, tables, birth)?;
             self.insert(names::EMBRYONIC_V6, &halves)
         } else {
-            let halves = self.halves::<Entry4>(group, flows, tables, states)?;
+            let halves = self.halves::<Entry4>(group, flows, tables, birth)?;
             self.insert(names::EMBRYONIC_V4, &halves)
         }
     }
 
     /// Takes a group's flows out of the established table again.
     pub(super) fn forget(&self, group: &Group, flows: u32, tables: &TableSet) -> Result<()> {
-        let states = [state::ESTABLISHED; 2];
         if group.is_v6() {
-            let halves = self.halves::<Entry6>(group, flows, tables, states)?;
+            let halves = self.halves::<Entry6>(group, flows, tables, Birth::ESTABLISHED)?;
             let keys: Vec<Flow6> = halves.into_iter().map(|(key, _)| key).collect();
             self.map(names::FLOWS_V6)?.delete_batch(&keys)?;
         } else {
-            let halves = self.halves::<Entry4>(group, flows, tables, states)?;
+            let halves = self.halves::<Entry4>(group, flows, tables, Birth::ESTABLISHED)?;
             let keys: Vec<Flow4> = halves.into_iter().map(|(key, _)| key).collect();
             self.map(names::FLOWS_V4)?.delete_batch(&keys)?;
         }
@@ -216,7 +231,7 @@ impl Kernel {
         group: &Group,
         flows: u32,
         tables: &TableSet,
-        [forward_state, reply_state]: [u8; 2],
+        birth: Birth,
     ) -> Result<Vec<(E::Flow, E)>>
     where
         E: Entry,
@@ -235,21 +250,25 @@ impl Kernel {
             let key = E::Flow::from_endpoints(client, vip, protocol)?;
             let written = E::Flow::from_endpoints(seen, endpoint, protocol)?;
             let identity = identity(number);
-            let head = |state| Head::new(identity, state, now);
+            let head = |state| Head::new(identity, state, now.wrapping_sub(birth.age));
             // TCP: what the other side acknowledged or must; UDP: the set epoch.
             let note = match group.protocol {
                 Protocol::Tcp => ANSWERED,
                 Protocol::Udp => 1,
             };
-            let mut forward = E::new(head(forward_state), &written, flags, backend, service);
+            let mut forward = E::new(head(birth.forward), &written, flags, backend, service);
             forward.set_note(Note::new(identity, note));
             let (reply_key, back) = (written.reversed(), key.reversed());
             let reply_flags = flags | flag::REVERSE;
-            let mut reply = E::new(head(reply_state), &back, reply_flags, backend, service);
+            let mut reply = E::new(head(birth.reply), &back, reply_flags, backend, service);
             reply.set_note(Note::new(identity, note));
             for half in [&mut forward, &mut reply] {
-                // No next hop yet: the first packet looks it up.
-                half.set_route(Route::new(identity, 0, 0, 0));
+                half.set_route(Route::new(
+                    identity,
+                    birth.next_hop,
+                    INSIDE.mtu,
+                    birth.generation,
+                ));
             }
             halves.push((key, forward));
             halves.push((reply_key, reply));
@@ -271,8 +290,10 @@ impl Kernel {
     /// Corrects `FLOW_USE` after the tables were changed from here.
     fn restore_use(&self) -> Result<()> {
         let uses = self.map(names::FLOW_USE)?;
-        for (element, entries) in [flow_use::V4, flow_use::V6].iter().zip(&self.entries) {
-            uses.update(element, entries)?;
+        for (element, v6) in [(flow_use::V4, false), (flow_use::V6, true)] {
+            let group = self.resident.as_ref().filter(|group| group.is_v6() == v6);
+            let flows = group.map_or(0, Group::established);
+            uses.update(&element, &(2 * u64::from(flows)))?;
         }
         Ok(())
     }
@@ -333,10 +354,16 @@ impl Kernel {
 
     /// Makes every flow look up its route again.
     pub(super) fn change_routes(&self) -> Result<()> {
-        let map = self.map(names::ROUTE_GENERATION)?;
-        let now: u32 = map.lookup(&0_u32)?.context("ROUTE_GENERATION is empty")?;
-        map.update(&0_u32, &now.wrapping_add(1))?;
+        let next = u32::from(self.route_generation()?.wrapping_add(1));
+        self.map(names::ROUTE_GENERATION)?.update(&0_u32, &next)?;
         Ok(())
+    }
+
+    /// Sixteen bits are all that flows keep of it.
+    fn route_generation(&self) -> Result<u16> {
+        let map = self.map(names::ROUTE_GENERATION)?;
+        let word: u32 = map.lookup(&0_u32)?.context("ROUTE_GENERATION is empty")?;
+        Ok(u16::try_from(word & 0xffff)?)
     }
 
     /// Whether the data path lets packets from and to this address pass at the first look.
@@ -354,18 +381,53 @@ impl Kernel {
     }
 }
 
-/// As the agent would write it, for these table sizes.
+/// How a group's flows are when they are put into a table.
+#[derive(Clone, Copy)]
+struct Birth {
+    /// State of the forward half.
+    forward: u8,
+    /// State of the reply half.
+    reply: u8,
+    /// Ticks since the last packet.
+    age: u32,
+    /// Next hop of both; only the forward half's is ever used.
+    next_hop: u16,
+    /// The route generation at which it was looked up.
+    generation: u16,
+}
+
+impl Birth {
+    /// Without a next hop: the first packet, being the first of a tick, looks it up.
+    const ESTABLISHED: Self = Self {
+        forward: state::ESTABLISHED,
+        reply: state::ESTABLISHED,
+        age: 1,
+        next_hop: 0,
+        generation: 0,
+    };
+}
+
+/// The form of an address in tables for both families.
+fn words(address: IpAddr) -> Addr6 {
+    match address {
+        IpAddr::V4(v4) => Addr6([Addr4::from(v4).0, 0, 0, 0]),
+        IpAddr::V6(v6) => v6.into(),
+    }
+}
+
+/// As the agent writes it by default.
 fn config() -> Result<Config> {
-    let limit = FLOW_ENTRIES - FLOW_ENTRIES / 16;
+    let flows4 = u32::try_from(names::entries::FLOWS_V4)?;
+    let flows6 = u32::try_from(names::entries::FLOWS_V6)?;
     Ok(Config {
         flags: 0,
         tick_shift: preflight::tick_shift(preflight::jiffies_per_second()?),
         unknown_flows: UnknownFlows::Select as u32,
         replies_per_tick: 1_000,
-        flows4_limit: limit,
-        flows6_limit: limit,
-        udp4_limit: FLOW_ENTRIES / 2,
-        udp6_limit: FLOW_ENTRIES / 2,
+        flows4_limit: flows4 - flows4 / 16,
+        flows6_limit: flows6 - flows6 / 16,
+        udp4_limit: flows4 / 2,
+        udp6_limit: flows6 / 2,
         closed_ticks: 60,
         embryonic_ticks: 60,
         neighbour_ticks: 5,

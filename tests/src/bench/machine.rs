@@ -35,7 +35,8 @@ pub(super) fn quiet() -> Result<()> {
 
 /// CPU time this thread has had, in nanoseconds.
 pub(super) fn cpu_time() -> Result<f64> {
-    let time = clock_gettime(ClockId::CLOCK_THREAD_CPUTIME_ID).context("read the thread's clock")?;
+    let time =
+        clock_gettime(ClockId::CLOCK_THREAD_CPUTIME_ID).context("read the thread's clock")?;
     #[expect(
         clippy::cast_precision_loss,
         reason = "a benchmark runs for seconds, which a double holds to the nanosecond"
@@ -80,7 +81,9 @@ pub(super) fn describe(before: &Load) -> Result<String> {
     let cpu = cpu
         .lines()
         .find_map(|line| line.strip_prefix("model name"))
-        .map_or("unknown CPU", |name| name.trim_start_matches([' ', '\t', ':']));
+        .map_or("unknown CPU", |name| {
+            name.trim_start_matches([' ', '\t', ':'])
+        });
     let retpolines = fs::read_to_string("/sys/devices/system/cpu/vulnerabilities/spectre_v2")
         .unwrap_or_default();
     let stolen = (after.stolen - before.stolen) * 1_000 / (after.all - before.all).max(1);

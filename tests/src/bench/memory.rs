@@ -36,9 +36,8 @@ pub(super) fn per_flow(kernel: &Kernel) -> Result<[Memory; 2]> {
 fn family(kernel: &Kernel, family: &'static str, name: &str, target: u32) -> Result<Memory> {
     let map = kernel.map(name)?;
     let info = map.info();
-    let element = ELEMENT_HEADER
-        + info.key_size.next_multiple_of(8)
-        + info.value_size.next_multiple_of(8);
+    let element =
+        ELEMENT_HEADER + info.key_size.next_multiple_of(8) + info.value_size.next_multiple_of(8);
     let path = format!("/proc/self/fdinfo/{}", map.as_fd().as_raw_fd());
     let text = std::fs::read_to_string(&path).with_context(|| format!("read {path}"))?;
     let charged: u32 = text

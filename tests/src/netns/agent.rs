@@ -34,11 +34,9 @@ pub struct Node<'w> {
 
 /// The path of a program built from this workspace. `SLUICE_BIN` names another directory.
 pub fn binary(name: &str) -> PathBuf {
-    std::env::var_os("SLUICE_BIN")
-        .map_or_else(
-            || Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/debug"),
-            PathBuf::from,
-        )
+    let directory = std::env::var_os("SLUICE_BIN").map(PathBuf::from);
+    directory
+        .unwrap_or_else(|| require::target_directory().join("debug"))
         .join(name)
 }
 
@@ -153,18 +151,20 @@ impl<'w> Node<'w> {
 
     fn wait_attached(&mut self) {
         let process = self.process.as_mut().expect("a process");
-        let root = &self.pin_root;
-        let wanted = self
-            .arguments
-            .iter()
-            .filter(|text| *text == "--interface")
-            .count();
+        // The agent says of each interface what it took, once it has it.
+        let names = self.arguments.windows(2).filter_map(|pair| match pair {
+            [flag, name] if flag == "--interface" || flag == "--pod-interface" => {
+                Some(format!(" {name}: "))
+            }
+            _ => None,
+        });
+        let names: Vec<String> = names.collect();
         poll_until("the agent to attach its programs", PATIENCE, || {
             if let Some(status) = process.ended() {
                 panic!("the agent ended ({status}):\n{}", process.output());
             }
-            let links = directory(root)?.links();
-            (links.len() >= wanted).then_some(())
+            let log = process.output();
+            names.iter().all(|name| log.contains(name)).then_some(())
         });
     }
 
