@@ -67,10 +67,8 @@ fn measure(options: &Options) -> Result<()> {
     for round in 0..options.rounds {
         eprintln!("bench: round {} of {}", round + 1, options.rounds);
         for row in &mut rows {
-            let t = crate::netns::now();
             round::run(&mut kernel, row, options.iterations, &tables)
                 .with_context(|| format!("row {:?}", row.name))?;
-            eprintln!("{} {:?}", row.name, crate::netns::now() - t);
         }
     }
     let results = report::results(&rows)?;

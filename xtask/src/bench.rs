@@ -13,15 +13,20 @@ use crate::{command, ebpf};
 ///
 /// # Errors
 /// A compilation or the runner fails.
-pub(crate) fn micro(json: Option<&Path>) -> Result<()> {
+pub(crate) fn micro(rounds: Option<u32>, json: Option<&Path>) -> Result<()> {
     ebpf::build(&[])?;
     let object = ebpf::build(&["bench".to_owned()])?;
     let mut cargo = command::cargo();
-    cargo.args(["run", "--release", "--package", "lb-tests"]);
+    // What is measured runs in the kernel, so that the runner needs no optimisation.
+    cargo.args(["run", "--package", "lb-tests"]);
     cargo.args(["--bin", "bench-micro", "--", "--object"]);
     cargo.arg(object);
+    if let Some(rounds) = rounds {
+        cargo.arg("--rounds").arg(rounds.to_string());
+    }
     if let Some(json) = json {
-        cargo.arg("--json").arg(json);
+        // Relative to where the task was called, wherever it runs the runner.
+        cargo.arg("--json").arg(std::path::absolute(json)?);
     }
     command::run(&mut cargo)
 }

@@ -79,6 +79,9 @@ enum Task {
 enum Bench {
     /// Time per packet, in the kernel, without a network
     Micro {
+        /// Timed calls per row, over which medians are taken
+        #[arg(long)]
+        rounds: Option<u32>,
         /// Write the rows to this file too, as JSON
         #[arg(long)]
         json: Option<PathBuf>,
@@ -101,8 +104,8 @@ fn main() -> ExitCode {
         Task::DemoServer(arguments) => demo::server::serve(&arguments),
         Task::DemoClient(arguments) => demo::client::ask(&arguments),
         Task::Bench {
-            what: Bench::Micro { json },
-        } => bench::micro(json.as_deref()),
+            what: Bench::Micro { rounds, json },
+        } => bench::micro(rounds, json.as_deref()),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

@@ -240,7 +240,7 @@ impl Row {
 fn count(flows: u32) -> String {
     match flows {
         1 => "1 flow".to_owned(),
-        _ if flows % 1_024 == 0 => format!("{}k flows", flows / 1_024),
+        _ if flows.is_multiple_of(1_024) => format!("{}k flows", flows / 1_024),
         _ => format!("{flows} flows"),
     }
 }

@@ -7,7 +7,7 @@ use std::{path::PathBuf, process::ExitCode};
 use clap::Parser;
 use lb_tests::bench::{self, Options};
 
-/// Nanoseconds a packet costs in lb_xdp, by kind of packet and number of flows
+/// Nanoseconds a packet costs in the XDP program, by kind of packet and number of flows
 #[derive(Parser)]
 struct Arguments {
     /// The data path, compiled with the feature `bench`
