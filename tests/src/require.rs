@@ -3,13 +3,15 @@
 
 use std::path::{Path, PathBuf};
 
-/// Where cargo puts what it builds: a test runs from `target/debug/deps/`.
+/// Where cargo puts what it builds: a test runs from `target/debug/deps/`, a program of this package
+/// from `target/debug/`.
 pub fn target_directory() -> PathBuf {
-    let test = std::env::current_exe().expect("a running program has a path");
-    test.ancestors()
-        .nth(3)
-        .expect("target/debug/deps/TEST")
-        .to_owned()
+    let program = std::env::current_exe().expect("a running program has a path");
+    let mut profile = program.parent().expect("a program is in a directory");
+    if profile.ends_with("deps") {
+        profile = profile.parent().expect("target/debug/deps");
+    }
+    profile.parent().expect("target/debug").to_owned()
 }
 
 /// The compiled data path.
