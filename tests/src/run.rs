@@ -443,6 +443,19 @@ impl Lab {
         self.run(names::LB_EXPIRE, &data, &[]).0
     }
 
+    /// Packets counted so far under one counter.
+    pub fn count(&self, counter: Counter) -> u64 {
+        let values: Option<Vec<Tally>> = self
+            .map(names::COUNTERS)
+            .lookup_per_cpu(&counter.index())
+            .expect("COUNTERS");
+        values
+            .unwrap_or_default()
+            .iter()
+            .map(|tally| tally.packets)
+            .sum()
+    }
+
     /// Everything counted so far, summed over the CPUs; what is zero is left out.
     pub fn counts(&self) -> Counts {
         let mut counts = Counts::default();
