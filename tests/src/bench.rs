@@ -17,6 +17,7 @@ use anyhow::{Context as _, Result, ensure};
 use crate::network::in_network;
 
 mod case;
+mod flows;
 mod group;
 mod kernel;
 mod machine;

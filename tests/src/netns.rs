@@ -17,6 +17,7 @@ use nix::sched::{CloneFlags, setns};
 
 pub mod agent;
 pub mod manifest;
+pub mod postgres;
 pub mod server;
 pub mod world;
 

@@ -96,6 +96,10 @@ pub const CLIENT: Mac = neighbour(OUTSIDE, 7);
 pub const ROUTER: Mac = neighbour(OUTSIDE, 254);
 
 /// MAC of the neighbour whose addresses end in `host`.
+#[expect(
+    clippy::cast_possible_truncation,
+    reason = "interface indices here are small"
+)]
 pub const fn neighbour(port: Port, host: u8) -> Mac {
     [2, 0, 0, 1, port.ifindex as u8, host]
 }

@@ -11,23 +11,11 @@ use std::{
 
 use aya::{
     Ebpf, EbpfLoader,
-    maps::{PerCpuArray, PerCpuValues},
     programs::{SchedClassifier, Xdp, xdp::XdpMode},
 };
 use lb_common::{
-    addr::Addr6,
     config::{Config, UnknownFlows},
-    conntrack::{Closing4, Closing6, Entry4, Entry6},
-    device::{Device, NextHop, NextHopKey, SnatAddress, device_flag},
-    flow::{Flow4, Flow6},
     names,
-    reason::Counter,
-    service::{
-        FragmentKey, FragmentPorts,
-        affinity::{Affinity, AffinityKey},
-    },
-    traffic::{Tally, Traffic},
-    wire::Wire,
 };
 use lb_userspace::{
     dataplane::{Dataplane as _, bpf::BpfDataplane},
@@ -36,11 +24,15 @@ use lb_userspace::{
     tables::TableSet,
 };
 
+pub use read::Counts;
+
 use crate::{
-    network::{INSIDE, PODS, PORTS, Port, SLIM},
-    packet::address,
+    network::{PORTS, Port},
     require,
 };
+
+mod read;
+mod reset;
 
 /// Which program meets a packet first.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -73,17 +65,6 @@ pub enum Verdict {
     Send,
     /// Something a program must never return.
     Other(u32),
-}
-
-/// Everything the data path counts.
-#[derive(Clone, Debug, Default, Eq, PartialEq)]
-pub struct Counts {
-    /// By counter name.
-    pub counters: BTreeMap<&'static str, Tally>,
-    /// By service-port id.
-    pub services: BTreeMap<u32, Traffic>,
-    /// By backend id.
-    pub backends: BTreeMap<u32, Traffic>,
 }
 
 /// The configuration of the cases: time stands still, and nothing is sent by TCX for the
@@ -224,112 +205,6 @@ impl Lab {
         }
     }
 
-    /// Forgets every table, flow and next hop. Counters count on.
-    fn reset(&mut self, hook: Hook) {
-        self.hook = hook;
-        self.apply(&TableSet::default());
-        self.dataplane
-            .rebuild_filter(&TableSet::default(), [])
-            .expect("ADDRESS_FILTER");
-        for name in [names::FLOWS_V4, names::EMBRYONIC_V4] {
-            self.clear::<Flow4, Entry4>(name);
-        }
-        for name in [names::FLOWS_V6, names::EMBRYONIC_V6] {
-            self.clear::<Flow6, Entry6>(name);
-        }
-        self.clear::<FragmentKey, FragmentPorts>(names::FRAGMENTS);
-        self.clear::<AffinityKey, Affinity>(names::AFFINITY);
-        self.clear::<NextHopKey, u32>(names::NEXT_HOP_INDEX);
-        while let Some(Closing4 { .. }) = self.map(names::CLOSING_V4).pop().expect("CLOSING_V4") {}
-        while let Some(Closing6 { .. }) = self.map(names::CLOSING_V6).pop().expect("CLOSING_V6") {}
-        let uses = self.map(names::FLOW_USE);
-        for element in 0..uses.info().max_entries {
-            uses.update(&element, &0_u64).expect("FLOW_USE");
-        }
-        let budget = self
-            .ebpf
-            .map_mut(names::REPLY_BUDGET)
-            .expect("REPLY_BUDGET");
-        let mut budget = PerCpuArray::<_, [u64; 2]>::try_from(budget).expect("two words a CPU");
-        let cpus = aya::util::nr_cpus().expect("CPUs");
-        let zero = PerCpuValues::try_from(vec![[0; 2]; cpus]).expect("one value a CPU");
-        budget.set(0, zero, 0).expect("REPLY_BUDGET");
-        let free = self.map(names::NEXT_HOP_FREE);
-        while free.pop::<u32>().expect("NEXT_HOP_FREE").is_some() {}
-        let hops = self.map(names::NEXT_HOPS);
-        let numbers: Vec<u32> = (0..SMALL).collect();
-        hops.update_batch(&numbers, &vec![NextHop::default(); numbers.len()])
-            .expect("NEXT_HOPS");
-        for number in 1..SMALL {
-            free.push(&number).expect("NEXT_HOP_FREE");
-        }
-        self.describe_devices();
-    }
-
-    fn clear<K: Wire, V: Wire>(&self, name: &str) {
-        let map = self.map(name);
-        let entries: Vec<(K, V)> = map
-            .read_all()
-            .unwrap_or_else(|e| panic!("read {name}: {e}"));
-        let keys: Vec<K> = entries.into_iter().map(|(key, _)| key).collect();
-        map.delete_batch(&keys)
-            .unwrap_or_else(|e| panic!("clear {name}: {e}"));
-    }
-
-    fn describe_devices(&self) {
-        let snat = self.map(names::SNAT_V4);
-        let snat6 = self.map(names::SNAT_V6);
-        let (devices, index) = (self.map(names::DEVICES), self.map(names::DEVICE_INDEX));
-        for port in PORTS {
-            let owns = port == INSIDE || port == SLIM;
-            let redirect = if port == PODS {
-                0
-            } else {
-                device_flag::REDIRECT
-            };
-            let device = Device {
-                ifindex: port.ifindex,
-                mtu: port.mtu,
-                mac: port.mac,
-                flags: redirect,
-                snat4_first: port.index,
-                snat4_count: u16::from(owns),
-                snat6_first: port.index,
-                snat6_count: u16::from(owns),
-                vlan_parent: 0,
-                vlan_id: 0,
-                index: port.index,
-            };
-            devices
-                .update(&u32::from(port.index), &device)
-                .expect("DEVICES");
-            index
-                .update(&port.ifindex, &u32::from(port.index))
-                .expect("DEVICE_INDEX");
-            if owns {
-                let (v4, v6) = port.snat();
-                let element = u32::from(port.index);
-                snat.update(&element, &snat_address(v4, 1024, 64_512))
-                    .expect("SNAT_V4");
-                snat6
-                    .update(&element, &snat_address(v6, 1024, 64_512))
-                    .expect("SNAT_V6");
-            }
-        }
-    }
-
-    /// Narrows the SNAT ports behind [`INSIDE`].
-    pub fn snat_ports(&self, first: u32, count: u32) {
-        let (v4, v6) = INSIDE.snat();
-        let element = u32::from(INSIDE.index);
-        let map = self.map(names::SNAT_V4);
-        map.update(&element, &snat_address(v4, first, count))
-            .expect("SNAT_V4");
-        let map = self.map(names::SNAT_V6);
-        map.update(&element, &snat_address(v6, first, count))
-            .expect("SNAT_V6");
-    }
-
     /// The hook under test.
     pub fn hook(&self) -> Hook {
         self.hook
@@ -442,111 +317,6 @@ impl Lab {
         data.extend(records.concat());
         self.run(names::LB_EXPIRE, &data, &[]).0
     }
-
-    /// Packets counted so far under one counter.
-    pub fn count(&self, counter: Counter) -> u64 {
-        let values: Option<Vec<Tally>> = self
-            .map(names::COUNTERS)
-            .lookup_per_cpu(&counter.index())
-            .expect("COUNTERS");
-        values
-            .unwrap_or_default()
-            .iter()
-            .map(|tally| tally.packets)
-            .sum()
-    }
-
-    /// Everything counted so far, summed over the CPUs; what is zero is left out.
-    pub fn counts(&self) -> Counts {
-        let mut counts = Counts::default();
-        let counters = self.map(names::COUNTERS);
-        let mut tallies = BTreeMap::new();
-        counters
-            .for_each_per_cpu(|index, values: &[Tally]| {
-                tallies.insert(
-                    index,
-                    values.iter().fold(Tally::default(), |a, b| sum(a, *b)),
-                );
-            })
-            .expect("COUNTERS");
-        for counter in Counter::all() {
-            let tally = tallies.remove(&counter.index()).unwrap_or_default();
-            if tally.packets != 0 {
-                counts.counters.insert(counter.name(), tally);
-            }
-        }
-        counts.services = self.traffic(names::SERVICE_TRAFFIC);
-        counts.backends = self.traffic(names::BACKEND_TRAFFIC);
-        counts
-    }
-
-    fn traffic(&self, name: &str) -> BTreeMap<u32, Traffic> {
-        let mut out = BTreeMap::new();
-        self.map(name)
-            .for_each_per_cpu(|index, values: &[Traffic]| {
-                let total = values.iter().fold(Traffic::default(), |a, b| Traffic {
-                    forward: sum(a.forward, b.forward),
-                    reply: sum(a.reply, b.reply),
-                    new_flows: a.new_flows + b.new_flows,
-                    established: a.established + b.established,
-                });
-                if total != Traffic::default() {
-                    out.insert(index, total);
-                }
-            })
-            .unwrap_or_else(|e| panic!("{name}: {e}"));
-        out
-    }
-
-    /// The flows of one IPv4 table.
-    pub fn flows4(&self, name: &str) -> BTreeMap<Flow4, Entry4> {
-        self.map(name)
-            .read_all()
-            .expect("a flow table")
-            .into_iter()
-            .collect()
-    }
-
-    /// The flows of one IPv6 table.
-    pub fn flows6(&self, name: &str) -> BTreeMap<Flow6, Entry6> {
-        self.map(name)
-            .read_all()
-            .expect("a flow table")
-            .into_iter()
-            .collect()
-    }
-
-    /// Entries in (established, embryonic) tables, both families.
-    pub fn flow_entries(&self) -> (usize, usize) {
-        (
-            self.flows4(names::FLOWS_V4).len() + self.flows6(names::FLOWS_V6).len(),
-            self.flows4(names::EMBRYONIC_V4).len() + self.flows6(names::EMBRYONIC_V6).len(),
-        )
-    }
-
-    /// All flows in words, for the reader of a failed test.
-    pub fn describe_flows(&self) -> String {
-        use std::fmt::Write as _;
-        let mut out = String::new();
-        for name in [names::FLOWS_V4, names::EMBRYONIC_V4] {
-            for (key, entry) in self.flows4(name) {
-                writeln!(out, "    {name} {key:?}\n      {entry:x?}").expect("a string");
-            }
-        }
-        for name in [names::FLOWS_V6, names::EMBRYONIC_V6] {
-            for (key, entry) in self.flows6(name) {
-                writeln!(out, "    {name} {key:?}\n      {entry:x?}").expect("a string");
-            }
-        }
-        out
-    }
-}
-
-fn sum(a: Tally, b: Tally) -> Tally {
-    Tally {
-        packets: a.packets + b.packets,
-        bytes: a.bytes + b.bytes,
-    }
 }
 
 fn words(fields: &[u32]) -> Vec<u8> {
@@ -554,17 +324,4 @@ fn words(fields: &[u32]) -> Vec<u8> {
         .iter()
         .flat_map(|field| field.to_ne_bytes())
         .collect()
-}
-
-/// An SNAT address and its ports.
-fn snat_address(text: &str, first_port: u32, port_count: u32) -> SnatAddress {
-    let address = match address(text) {
-        std::net::IpAddr::V4(v4) => Addr6([lb_common::addr::Addr4::from(v4).0, 0, 0, 0]),
-        std::net::IpAddr::V6(v6) => v6.into(),
-    };
-    SnatAddress {
-        address,
-        first_port,
-        port_count,
-    }
 }

@@ -80,7 +80,7 @@ impl Tables {
         self
     }
 
-    /// The last service's frontends are ClusterIPs.
+    /// The last service's frontends are `ClusterIP`s.
     pub fn internal(mut self) -> Self {
         for (_, flags) in &mut self.service().frontends {
             *flags |= frontend_flag::INTERNAL;

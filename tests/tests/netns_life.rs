@@ -1,21 +1,16 @@
 //! Connections outlive the agent and every change of the services; `PostgreSQL` included.
 
-use std::{
-    io::Write as _,
-    os::unix::fs::PermissionsExt as _,
-    path::{Path, PathBuf},
-    process::{Command, Stdio},
-    time::Duration,
-};
+use std::{io::Write as _, process::Stdio, time::Duration};
 
 use lb_tests::{
     netns::{
         Process,
         agent::Node,
         manifest::{ServiceManifest, service},
-        poll_until, serial,
+        poll_until,
+        postgres::Postgres,
+        serial,
         server::{Download, Server, UdpClient, http, udp_echo},
-        succeed,
         world::{VIP4, VIP6, World, backend4, backend6, vips},
     },
     require,
@@ -229,93 +224,6 @@ fn deleting_and_editing_services_breaks_no_connection() {
     expect_whole(running);
 }
 
-/// A database server of its own in a backend's namespace.
-struct Postgres {
-    directory: PathBuf,
-    _files: tempfile::TempDir,
-    process: Process,
-}
-
-impl Postgres {
-    fn program(name: &str) -> Option<PathBuf> {
-        let versions = std::fs::read_dir("/usr/lib/postgresql").ok()?;
-        let mut found: Vec<PathBuf> = versions
-            .flatten()
-            .map(|version| version.path().join("bin").join(name))
-            .filter(|path| path.exists())
-            .collect();
-        found.sort();
-        found.pop()
-    }
-
-    fn as_postgres(command: &mut Command, program: &Path) {
-        command.args([
-            "--reuid",
-            "postgres",
-            "--regid",
-            "postgres",
-            "--init-groups",
-            "--",
-        ]);
-        command.arg(program);
-    }
-
-    fn start(world: &World) -> Self {
-        let files = tempfile::tempdir().expect("a temporary directory");
-        let directory = files.path().join("data");
-        std::fs::create_dir(&directory).expect("a directory");
-        std::fs::set_permissions(files.path(), std::fs::Permissions::from_mode(0o755))
-            .expect("permissions");
-        succeed(
-            Command::new("chown")
-                .args(["postgres:postgres"])
-                .arg(&directory),
-        );
-        let mut initdb = Command::new("setpriv");
-        Self::as_postgres(&mut initdb, &Self::program("initdb").expect("initdb"));
-        initdb
-            .arg("-D")
-            .arg(&directory)
-            .args(["-A", "trust", "-U", "postgres", "--no-sync"]);
-        succeed(initdb.current_dir("/"));
-        let access = "host all all 0.0.0.0/0 trust\nhost all all ::/0 trust\n";
-        let mut rules = std::fs::File::options()
-            .append(true)
-            .open(directory.join("pg_hba.conf"))
-            .expect("pg_hba.conf");
-        rules.write_all(access.as_bytes()).expect("pg_hba.conf");
-        let mut server = world.backend().command("setpriv");
-        Self::as_postgres(&mut server, &Self::program("postgres").expect("postgres"));
-        server
-            .arg("-D")
-            .arg(&directory)
-            .args(["-c", "listen_addresses=*", "-c", "fsync=off", "-c"])
-            .arg(format!("unix_socket_directories={}", directory.display()))
-            .current_dir("/");
-        let process = Process::spawn(&mut server);
-        poll_until("PostgreSQL to start", Duration::from_secs(20), || {
-            process
-                .output()
-                .contains("ready to accept connections")
-                .then_some(())
-        });
-        Self {
-            directory,
-            _files: files,
-            process,
-        }
-    }
-}
-
-impl Drop for Postgres {
-    fn drop(&mut self) {
-        // An immediate shutdown: the server ends its children.
-        self.process.signal(nix::sys::signal::Signal::SIGQUIT);
-        self.process.wait(Duration::from_secs(10));
-        assert!(self.directory.exists(), "the files outlive the server");
-    }
-}
-
 #[test]
 fn a_long_transaction_outlives_everything() {
     if !require::kernel_tests() || !require::program("psql") || !require::program("postgres") {
@@ -324,7 +232,7 @@ fn a_long_transaction_outlives_everything() {
     let _one = serial();
     let world = World::two_armed(2);
     let _servers = serve(&world);
-    let database = Postgres::start(&world);
+    let database = Postgres::start(world.backend());
     let mut node = Node::new(&world).snat();
     let postgres = with(service("postgres").vip(VIP4).vip(VIP6).tcp(5432, 5432), 0);
     node.apply("postgres", &postgres);

@@ -344,7 +344,7 @@ impl<'l> Pair<'l> {
                     reason,
                     text
                 );
-                self.expect_refused(reason, &found, &frame, &text)?;
+                Self::expect_refused(reason, &found, &frame, &text)?;
             }
         }
         let [known, new, refused] = &mut self.said;
@@ -358,13 +358,7 @@ impl<'l> Pair<'l> {
         Ok(wanted)
     }
 
-    fn expect_refused(
-        &self,
-        reason: Reason,
-        found: &Outcome,
-        frame: &[u8],
-        text: &str,
-    ) -> Checked<()> {
+    fn expect_refused(reason: Reason, found: &Outcome, frame: &[u8], text: &str) -> Checked<()> {
         match (reason.verdict(), found.verdict) {
             (Fate::Pass, verdict) => {
                 prop_assert_eq!(verdict, Verdict::Pass, "{}", text);

@@ -150,12 +150,12 @@ fn pings_of_a_vip_are_answered() {
             book.vip_address(),
         );
         let steps = [0, 1, 56, 1_400].map(|length| {
-            let ping = packet()
+            let question = packet()
                 .ping(client, vip, 7, 9)
                 .payload_length(length)
                 .next_hop(CLIENT, OUTSIDE.mac);
-            let pong = finish(packet().pong(vip, client, 7, 9).payload_length(length));
-            from(OUTSIDE, &ping).answers(&pong, Event::EchoReply)
+            let answer = finish(packet().pong(vip, client, 7, 9).payload_length(length));
+            from(OUTSIDE, &question).answers(&answer, Event::EchoReply)
         });
         case(format!("{}: ping", book.name()), book.service()).steps(steps)
     });
@@ -219,27 +219,18 @@ fn segments_without_syn_of_unknown_flows_follow_the_configuration() {
             case(format!("{}: {policy:?}", book.name()), talk.tables())
                 .config(|config| config.unknown_flows = policy as u32)
                 .step(step)
-                .step(
-                    Conversation {
-                        client_port: 40_001,
-                        ..talk
-                    }
-                    .first_step(),
-                )
+                .step(first_step(Conversation {
+                    client_port: 40_001,
+                    ..talk
+                }))
         })
     });
     run(cases.collect());
 }
 
 /// A SYN makes a flow whatever the policy says of others.
-trait FirstStep {
-    fn first_step(self) -> Step;
-}
-
-impl FirstStep for Conversation {
-    fn first_step(self) -> Step {
-        self.request(&self.first()).creates()
-    }
+fn first_step(talk: Conversation) -> Step {
+    talk.request(&talk.first()).creates()
 }
 
 #[test]
@@ -287,8 +278,6 @@ fn several_backends_share_the_flows() {
                 hosts.values().all(|&share| (60..140).contains(&share)),
                 "{hosts:?}"
             );
-            let backends = lab.map(lb_common::names::BACKEND_TRAFFIC);
-            let _ = backends;
         })
     }));
 }

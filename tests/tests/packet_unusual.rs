@@ -145,9 +145,7 @@ fn pieces_out(talk: Conversation, whole: &Packet) -> [Packet; 2] {
     pieces(&talk.out(whole))
 }
 
-fn fragment_step(talk: Conversation, piece: &Packet, out: &Packet) -> Step {
-    // Every piece keeps its identification and may be cut further.
-    let _ = talk;
+fn fragment_step(piece: &Packet, out: &Packet) -> Step {
     from(OUTSIDE, piece).forwards(out).by_tcx()
 }
 
@@ -161,8 +159,8 @@ fn fragments_follow_the_first() {
             let [first_out, last_out] = pieces_out(talk, &whole);
             case(format!("{}: fragments", talk.name()), talk.tables())
                 .steps(talk.handshake())
-                .step(fragment_step(talk, &first, &first_out))
-                .step(fragment_step(talk, &last, &last_out))
+                .step(fragment_step(&first, &first_out))
+                .step(fragment_step(&last, &last_out))
         })
     });
     run(cases.collect());

@@ -27,8 +27,10 @@ pub(super) enum Kind {
     Established,
     /// The same, each the first of its flow after a change of routes.
     Route,
-    /// Make a flow.
+    /// Make a flow, while the embryonic table has room.
     New,
+    /// Make a flow in place of an older one: the embryonic table is full, as in a flood.
+    Flood,
     /// Promote a flow.
     Promotion,
 }
@@ -107,10 +109,15 @@ pub(super) fn rows(groups: &[Group], kernel: &Kernel) -> Result<Vec<Row>> {
         }
         for full_nat in [false, true] {
             let group = tcp(Purpose::New, v6, full_nat)?;
-            let mut row = Row::new(Kind::New, "new flow", group, 1, Some(900));
-            row.flags |= bench_flag::FRESH;
-            row.set_frame(&group.syn());
-            rows.push(row);
+            for (kind, what) in [
+                (Kind::New, "new flow"),
+                (Kind::Flood, "new flow, table full"),
+            ] {
+                let mut row = Row::new(kind, what, group, 1, Some(900));
+                row.flags |= bench_flag::FRESH;
+                row.set_frame(&group.syn());
+                rows.push(row);
+            }
         }
         let group = tcp(Purpose::Promoted, v6, true)?;
         rows.push(Row::new(

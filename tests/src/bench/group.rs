@@ -186,7 +186,7 @@ impl Group {
         Some((frontend.service, *backend.0))
     }
 
-    /// The first flow's packet, client to VIP. TCP acknowledges [`super::kernel::ANSWERED`].
+    /// The first flow's packet, client to VIP. TCP acknowledges [`super::flows::ANSWERED`].
     pub(super) fn question(&self) -> Packet {
         let (client, vip) = self.request(0);
         self.packet(client, vip)
@@ -212,7 +212,7 @@ impl Group {
                 .tcp(&source, &destination)
                 .ack_only()
                 .seq(1_000)
-                .ack(super::kernel::ANSWERED),
+                .ack(super::flows::ANSWERED),
             Protocol::Udp => packet().udp(&source, &destination),
         };
         packet.payload_length(PAYLOAD)

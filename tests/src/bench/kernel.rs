@@ -1,24 +1,23 @@
-//! The compiled programs with tables of production's sizes, and the established flows in them.
+//! The compiled programs with tables of production's sizes.
 
 use std::{
     collections::BTreeMap,
-    net::{IpAddr, SocketAddr},
+    net::IpAddr,
     os::fd::{AsFd as _, OwnedFd},
     path::{Path, PathBuf},
 };
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result};
 use aya::{
     Ebpf, EbpfLoader,
     programs::{SchedClassifier, Xdp, xdp::XdpMode},
 };
 use lb_common::{
-    addr::{Addr4, Addr6, Be16},
+    addr::{Addr4, Addr6},
     config::{Config, UnknownFlows},
-    conntrack::{Entry, Entry4, Entry6, Head, Note, Route, flag, state},
-    device::{Device, NextHopKey, SnatAddress, device_flag},
-    flow::{AddressFilter, Flow, Flow4, Flow6, filter_position4, filter_position6},
-    names::{self, flow_use},
+    device::{Device, SnatAddress, device_flag},
+    flow::{AddressFilter, filter_position4, filter_position6},
+    names,
     reason::{Counter, Event},
     traffic::Tally,
 };
@@ -27,7 +26,7 @@ use lb_userspace::{
     diff::diff,
     kernel::{Map, TestRun, test_run},
     preflight,
-    tables::{Protocol, TableSet},
+    tables::TableSet,
 };
 
 use super::group::{Group, SNAT, SNAT_ADDRESSES, plus};
@@ -37,11 +36,6 @@ use crate::network::{INSIDE, OUTSIDE, PORTS, Port};
 const LB_BENCH: &str = "lb_bench";
 /// Its map.
 pub(super) const BENCH: &str = "BENCH";
-/// What the client of an embryonic flow must acknowledge.
-pub(super) const ANSWERED: u32 = 5_000;
-/// Address families as next-hop keys have them.
-const AF_INET: u32 = 2;
-const AF_INET6: u32 = 10;
 
 /// Programs and maps.
 pub(super) struct Kernel {
@@ -49,7 +43,7 @@ pub(super) struct Kernel {
     dataplane: BpfDataplane,
     maps: BTreeMap<&'static str, Map>,
     /// The group whose flows are established.
-    resident: Option<Group>,
+    pub(super) resident: Option<Group>,
 }
 
 impl Kernel {
@@ -164,140 +158,6 @@ impl Kernel {
         Ok(())
     }
 
-    /// Makes the group's flows the only established ones, both halves of each.
-    pub(super) fn establish(&mut self, group: &Group, tables: &TableSet) -> Result<()> {
-        if self.resident.as_ref() == Some(group) {
-            return Ok(());
-        }
-        if let Some(old) = self.resident.take() {
-            self.forget(&old, old.established(), tables)?;
-        }
-        let flows = group.established();
-        if group.is_v6() {
-            let halves = self.halves::<Entry6>(group, flows, tables, Birth::ESTABLISHED)?;
-            self.insert(names::FLOWS_V6, &halves)?;
-        } else {
-            let halves = self.halves::<Entry4>(group, flows, tables, Birth::ESTABLISHED)?;
-            self.insert(names::FLOWS_V4, &halves)?;
-        }
-        self.resident = Some(group.clone());
-        self.restore_use()
-    }
-
-    /// Puts embryonic flows whose backend has answered into the LRU table.
-    pub(super) fn conceive(&self, group: &Group, flows: u32, tables: &TableSet) -> Result<()> {
-        let (_, backend) = group.forwarded(0);
-        let key = NextHopKey {
-            ifindex: INSIDE.ifindex,
-            family: if group.is_v6() { AF_INET6 } else { AF_INET },
-            gateway: words(backend.ip()),
-        };
-        let next_hop: u32 = self
-            .map(names::NEXT_HOP_INDEX)?
-            .lookup(&key)?
-            .context("no flow has gone to the backend yet")?;
-        let birth = Birth {
-            forward: state::EMBRYONIC,
-            reply: state::REPLIED,
-            age: 0,
-            next_hop: u16::try_from(next_hop)?,
-            generation: self.route_generation()?,
-        };
-        if group.is_v6() {
-            let halves = self.halves::<Entry6>(group, flows, tables, birth)?;
-            self.insert(names::EMBRYONIC_V6, &halves)
-        } else {
-            let halves = self.halves::<Entry4>(group, flows, tables, birth)?;
-            self.insert(names::EMBRYONIC_V4, &halves)
-        }
-    }
-
-    /// Takes a group's flows out of the established table again.
-    pub(super) fn forget(&self, group: &Group, flows: u32, tables: &TableSet) -> Result<()> {
-        if group.is_v6() {
-            let halves = self.halves::<Entry6>(group, flows, tables, Birth::ESTABLISHED)?;
-            let keys: Vec<Flow6> = halves.into_iter().map(|(key, _)| key).collect();
-            self.map(names::FLOWS_V6)?.delete_batch(&keys)?;
-        } else {
-            let halves = self.halves::<Entry4>(group, flows, tables, Birth::ESTABLISHED)?;
-            let keys: Vec<Flow4> = halves.into_iter().map(|(key, _)| key).collect();
-            self.map(names::FLOWS_V4)?.delete_batch(&keys)?;
-        }
-        self.restore_use()
-    }
-
-    fn halves<E>(
-        &self,
-        group: &Group,
-        flows: u32,
-        tables: &TableSet,
-        birth: Birth,
-    ) -> Result<Vec<(E::Flow, E)>>
-    where
-        E: Entry,
-        E::Flow: FromEndpoints,
-    {
-        let flags = if group.full_nat { flag::FULL_NAT } else { 0 };
-        let now = self.tick()?;
-        let protocol = group.protocol.number();
-        let mut halves = Vec::new();
-        for number in 0..flows {
-            let (service, backend) = group
-                .ids(number, tables)
-                .context("the tables lack a service of the benchmark")?;
-            let (client, vip) = group.request(number);
-            let (seen, endpoint) = group.forwarded(number);
-            let key = E::Flow::from_endpoints(client, vip, protocol)?;
-            let written = E::Flow::from_endpoints(seen, endpoint, protocol)?;
-            let identity = identity(number);
-            let head = |state| Head::new(identity, state, now.wrapping_sub(birth.age));
-            // TCP: what the other side acknowledged or must; UDP: the set epoch.
-            let note = match group.protocol {
-                Protocol::Tcp => ANSWERED,
-                Protocol::Udp => 1,
-            };
-            let mut forward = E::new(head(birth.forward), &written, flags, backend, service);
-            forward.set_note(Note::new(identity, note));
-            let (reply_key, back) = (written.reversed(), key.reversed());
-            let reply_flags = flags | flag::REVERSE;
-            let mut reply = E::new(head(birth.reply), &back, reply_flags, backend, service);
-            reply.set_note(Note::new(identity, note));
-            for half in [&mut forward, &mut reply] {
-                half.set_route(Route::new(
-                    identity,
-                    birth.next_hop,
-                    INSIDE.mtu,
-                    birth.generation,
-                ));
-            }
-            halves.push((key, forward));
-            halves.push((reply_key, reply));
-        }
-        Ok(halves)
-    }
-
-    fn insert<K: lb_common::wire::Wire, V: lb_common::wire::Wire>(
-        &self,
-        name: &str,
-        halves: &[(K, V)],
-    ) -> Result<()> {
-        let (keys, values): (Vec<K>, Vec<V>) = halves.iter().copied().unzip();
-        let map = self.map(name)?;
-        map.update_batch(&keys, &values)
-            .with_context(|| format!("fill {name}"))
-    }
-
-    /// Corrects `FLOW_USE` after the tables were changed from here.
-    fn restore_use(&self) -> Result<()> {
-        let uses = self.map(names::FLOW_USE)?;
-        for (element, v6) in [(flow_use::V4, false), (flow_use::V6, true)] {
-            let group = self.resident.as_ref().filter(|group| group.is_v6() == v6);
-            let flows = group.map_or(0, Group::established);
-            uses.update(&element, &(2 * u64::from(flows)))?;
-        }
-        Ok(())
-    }
-
     /// A map.
     pub(super) fn map(&self, name: &str) -> Result<&Map> {
         self.maps
@@ -360,7 +220,7 @@ impl Kernel {
     }
 
     /// Sixteen bits are all that flows keep of it.
-    fn route_generation(&self) -> Result<u16> {
+    pub(super) fn route_generation(&self) -> Result<u16> {
         let map = self.map(names::ROUTE_GENERATION)?;
         let word: u32 = map.lookup(&0_u32)?.context("ROUTE_GENERATION is empty")?;
         Ok(u16::try_from(word & 0xffff)?)
@@ -381,34 +241,8 @@ impl Kernel {
     }
 }
 
-/// How a group's flows are when they are put into a table.
-#[derive(Clone, Copy)]
-struct Birth {
-    /// State of the forward half.
-    forward: u8,
-    /// State of the reply half.
-    reply: u8,
-    /// Ticks since the last packet.
-    age: u32,
-    /// Next hop of both; only the forward half's is ever used.
-    next_hop: u16,
-    /// The route generation at which it was looked up.
-    generation: u16,
-}
-
-impl Birth {
-    /// Without a next hop: the first packet, being the first of a tick, looks it up.
-    const ESTABLISHED: Self = Self {
-        forward: state::ESTABLISHED,
-        reply: state::ESTABLISHED,
-        age: 1,
-        next_hop: 0,
-        generation: 0,
-    };
-}
-
 /// The form of an address in tables for both families.
-fn words(address: IpAddr) -> Addr6 {
+pub(super) fn words(address: IpAddr) -> Addr6 {
     match address {
         IpAddr::V4(v4) => Addr6([Addr4::from(v4).0, 0, 0, 0]),
         IpAddr::V6(v6) => v6.into(),
@@ -433,44 +267,4 @@ fn config() -> Result<Config> {
         neighbour_ticks: 5,
         reserved: 0,
     })
-}
-
-/// Any number but zero will do: no two flows share a key.
-const fn identity(number: u32) -> u32 {
-    number.wrapping_mul(0x9e37_79b1) | 1
-}
-
-/// Flow keys of either family.
-trait FromEndpoints: Flow + lb_common::wire::Wire {
-    fn from_endpoints(source: SocketAddr, destination: SocketAddr, protocol: u8) -> Result<Self>;
-}
-
-impl FromEndpoints for Flow4 {
-    fn from_endpoints(source: SocketAddr, destination: SocketAddr, protocol: u8) -> Result<Self> {
-        let (SocketAddr::V4(source), SocketAddr::V4(destination)) = (source, destination) else {
-            bail!("{source} to {destination} is not IPv4");
-        };
-        Ok(Self::new(
-            (*source.ip()).into(),
-            Be16::new(source.port()),
-            (*destination.ip()).into(),
-            Be16::new(destination.port()),
-            protocol,
-        ))
-    }
-}
-
-impl FromEndpoints for Flow6 {
-    fn from_endpoints(source: SocketAddr, destination: SocketAddr, protocol: u8) -> Result<Self> {
-        let (SocketAddr::V6(source), SocketAddr::V6(destination)) = (source, destination) else {
-            bail!("{source} to {destination} is not IPv6");
-        };
-        Ok(Self::new(
-            (*source.ip()).into(),
-            Be16::new(source.port()),
-            (*destination.ip()).into(),
-            Be16::new(destination.port()),
-            protocol,
-        ))
-    }
 }

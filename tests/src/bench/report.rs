@@ -74,7 +74,7 @@ pub(super) fn print(results: &[Outcome], memory: &[Memory], machine: &str) {
     println!(
         "ns per packet: CPU time in BPF_PROG_TEST_RUN; net = median less the family's null row"
     );
-    println!("new flow: each evicts the two halves of an older one from the full LRU table");
+    println!("table full: each flow evicts the two halves of an older one, as in a flood of SYNs");
     println!(
         "\n{:<52}{:>8}{:>8}  {:<8}{:>8}{:>8}  {:<16}verdicts",
         "row", "net", "target", "", "median", "min", "quartiles"

@@ -16,7 +16,7 @@ pub struct ServiceManifest {
 #[derive(Clone, Debug)]
 struct Port {
     name: String,
-    port: u16,
+    number: u16,
     target: u16,
     protocol: &'static str,
 }
@@ -62,7 +62,7 @@ impl ServiceManifest {
         let name = format!("{}-{port}", protocol.to_lowercase());
         self.ports.push(Port {
             name,
-            port,
+            number: port,
             target,
             protocol,
         });
@@ -121,13 +121,13 @@ impl ServiceManifest {
         line("  ports:".into());
         for Port {
             name,
-            port,
+            number,
             target,
             protocol,
         } in &self.ports
         {
             line(format!(
-                "  - {{name: {name}, port: {port}, targetPort: {target}, protocol: {protocol}}}"
+                "  - {{name: {name}, port: {number}, targetPort: {target}, protocol: {protocol}}}"
             ));
         }
         line("status:\n  loadBalancer:\n    ingress:".into());

@@ -1,0 +1,131 @@
+//! What a lab has counted and keeps.
+
+use std::collections::BTreeMap;
+
+use lb_common::{
+    conntrack::{Entry4, Entry6},
+    flow::{Flow4, Flow6},
+    names,
+    reason::Counter,
+    traffic::{Tally, Traffic},
+};
+
+use super::Lab;
+
+/// Everything the data path counts.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub struct Counts {
+    /// By counter name.
+    pub counters: BTreeMap<&'static str, Tally>,
+    /// By service-port id.
+    pub services: BTreeMap<u32, Traffic>,
+    /// By backend id.
+    pub backends: BTreeMap<u32, Traffic>,
+}
+
+impl Lab {
+    /// Packets counted so far under one counter.
+    pub fn count(&self, counter: Counter) -> u64 {
+        let values: Option<Vec<Tally>> = self
+            .map(names::COUNTERS)
+            .lookup_per_cpu(&counter.index())
+            .expect("COUNTERS");
+        values
+            .unwrap_or_default()
+            .iter()
+            .map(|tally| tally.packets)
+            .sum()
+    }
+
+    /// Everything counted so far, summed over the CPUs; what is zero is left out.
+    pub fn counts(&self) -> Counts {
+        let mut counts = Counts::default();
+        let counters = self.map(names::COUNTERS);
+        let mut tallies = BTreeMap::new();
+        counters
+            .for_each_per_cpu(|index, values: &[Tally]| {
+                tallies.insert(
+                    index,
+                    values.iter().fold(Tally::default(), |a, b| sum(a, *b)),
+                );
+            })
+            .expect("COUNTERS");
+        for counter in Counter::all() {
+            let tally = tallies.remove(&counter.index()).unwrap_or_default();
+            if tally.packets != 0 {
+                counts.counters.insert(counter.name(), tally);
+            }
+        }
+        counts.services = self.traffic(names::SERVICE_TRAFFIC);
+        counts.backends = self.traffic(names::BACKEND_TRAFFIC);
+        counts
+    }
+
+    fn traffic(&self, name: &str) -> BTreeMap<u32, Traffic> {
+        let mut out = BTreeMap::new();
+        self.map(name)
+            .for_each_per_cpu(|index, values: &[Traffic]| {
+                let total = values.iter().fold(Traffic::default(), |a, b| Traffic {
+                    forward: sum(a.forward, b.forward),
+                    reply: sum(a.reply, b.reply),
+                    new_flows: a.new_flows + b.new_flows,
+                    established: a.established + b.established,
+                });
+                if total != Traffic::default() {
+                    out.insert(index, total);
+                }
+            })
+            .unwrap_or_else(|e| panic!("{name}: {e}"));
+        out
+    }
+
+    /// The flows of one IPv4 table.
+    pub fn flows4(&self, name: &str) -> BTreeMap<Flow4, Entry4> {
+        self.map(name)
+            .read_all()
+            .expect("a flow table")
+            .into_iter()
+            .collect()
+    }
+
+    /// The flows of one IPv6 table.
+    pub fn flows6(&self, name: &str) -> BTreeMap<Flow6, Entry6> {
+        self.map(name)
+            .read_all()
+            .expect("a flow table")
+            .into_iter()
+            .collect()
+    }
+
+    /// Entries in (established, embryonic) tables, both families.
+    pub fn flow_entries(&self) -> (usize, usize) {
+        (
+            self.flows4(names::FLOWS_V4).len() + self.flows6(names::FLOWS_V6).len(),
+            self.flows4(names::EMBRYONIC_V4).len() + self.flows6(names::EMBRYONIC_V6).len(),
+        )
+    }
+
+    /// All flows in words, for the reader of a failed test.
+    pub fn describe_flows(&self) -> String {
+        use std::fmt::Write as _;
+        let mut out = String::new();
+        for name in [names::FLOWS_V4, names::EMBRYONIC_V4] {
+            for (key, entry) in self.flows4(name) {
+                writeln!(out, "    {name} {key:?}\n      {entry:x?}").expect("a string");
+            }
+        }
+        for name in [names::FLOWS_V6, names::EMBRYONIC_V6] {
+            for (key, entry) in self.flows6(name) {
+                writeln!(out, "    {name} {key:?}\n      {entry:x?}").expect("a string");
+            }
+        }
+        out
+    }
+}
+
+fn sum(a: Tally, b: Tally) -> Tally {
+    Tally {
+        packets: a.packets + b.packets,
+        bytes: a.bytes + b.bytes,
+    }
+}
