@@ -15,7 +15,8 @@ use crate::{
     family::{Family, V4, V6},
     flow_packet::Step,
     forward,
-    ingress::{DROP, Layout, NEXT, SkbFrame, blank, parse},
+    ingress::{DROP, NEXT},
+    parse::{Layout, SkbFrame, blank, parse},
     skb::{Placement, Skb},
     stats, words,
 };

@@ -20,7 +20,8 @@ use network_types::tcp::TcpHdr;
 use crate::{
     family::{V4, V6},
     flow_packet::FlowPacket,
-    ingress::{DROP, Layout, SkbFrame},
+    ingress::DROP,
+    parse::{Layout, SkbFrame},
     skb::{self, Skb},
     stats,
     tables::{REPLY_BUDGET, config},
