@@ -83,6 +83,8 @@ fn prepare(kernel: &Kernel, row: &mut Row, tables: &TableSet) -> Result<()> {
         }
         Kind::Promotion => {
             let group = row.group.as_ref().context("a group to promote")?;
+            // In a full table some would evict others.
+            kernel.clear_embryonic()?;
             kernel.conceive(group, row.flows, tables)?;
             0.0
         }
