@@ -48,7 +48,8 @@ func serveEtcd(directory, client, peer string) error {
 	config.InitialCluster = config.InitialClusterFromName(config.Name)
 	// A machine that stops takes the cluster with it: nothing has to survive on the disk.
 	config.UnsafeNoFsync = true
-	config.LogLevel = "warn"
+	// Warnings are about how long requests take, on a machine that does much else.
+	config.LogLevel = "error"
 
 	etcd, err := embed.StartEtcd(config)
 	if err != nil {
