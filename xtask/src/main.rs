@@ -9,10 +9,12 @@
 )]
 
 mod bench;
+mod cluster;
 mod command;
 mod compile;
 mod demo;
 mod ebpf;
+mod image;
 mod lint;
 mod object;
 mod setup;
@@ -68,6 +70,20 @@ enum Task {
     DemoServer(demo::server::Arguments),
     #[command(hide = true)]
     DemoClient(demo::client::Arguments),
+    /// A real Kubernetes cluster in namespaces of this machine
+    Cluster {
+        #[command(subcommand)]
+        task: cluster::Task,
+    },
+    /// Write the image of the load balancer, an archive for `cluster load` and other tools
+    Image {
+        /// Its name and tag
+        #[arg(long, default_value = image::NAME)]
+        name: String,
+        /// Take lb-agent and lbctl from this directory instead of compiling them
+        #[arg(long)]
+        programs: Option<PathBuf>,
+    },
     /// Measure the data path
     Bench {
         #[command(subcommand)]
@@ -103,6 +119,8 @@ fn main() -> ExitCode {
         Task::Demo { programs } => demo::demo(programs.as_deref()),
         Task::DemoServer(arguments) => demo::server::serve(&arguments),
         Task::DemoClient(arguments) => demo::client::ask(&arguments),
+        Task::Cluster { task } => cluster::cluster(task),
+        Task::Image { name, programs } => image::image(&name, programs.as_deref()),
         Task::Bench {
             what: Bench::Micro { rounds, json },
         } => bench::micro(rounds, json.as_deref()),

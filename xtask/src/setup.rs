@@ -10,13 +10,13 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::{Context as _, Result, bail};
 
-use crate::{command, ebpf};
+use crate::{cluster, command, ebpf};
 
 const BPF_LINKER: &str = "0.13.0";
 const LLVM_PREFIX: &str = "/usr/lib/llvm-22";
 
 /// One thing that must be on the machine, and the Debian packages that bring it.
-struct Need {
+pub(crate) struct Need {
     what: What,
     packages: &'static str,
 }
@@ -70,6 +70,7 @@ pub(crate) fn everything() -> Result<()> {
     lint()?;
     compiler()?;
     network()?;
+    cluster::setup()?;
     eprintln!("setup: everything is there");
     Ok(())
 }
@@ -149,14 +150,14 @@ impl Need {
     }
 }
 
-const fn program(name: &'static str, packages: &'static str) -> Need {
+pub(crate) const fn program(name: &'static str, packages: &'static str) -> Need {
     Need {
         what: What::Program(name),
         packages,
     }
 }
 
-const fn file(path: &'static str, packages: &'static str) -> Need {
+pub(crate) const fn file(path: &'static str, packages: &'static str) -> Need {
     Need {
         what: What::File(path),
         packages,
@@ -164,7 +165,7 @@ const fn file(path: &'static str, packages: &'static str) -> Need {
 }
 
 /// Installs the packages of the needs that are not met.
-fn install(needs: &[Need]) -> Result<()> {
+pub(crate) fn install(needs: &[Need]) -> Result<()> {
     let missing: Vec<&Need> = needs.iter().filter(|need| !need.is_met()).collect();
     if missing.is_empty() {
         return Ok(());
