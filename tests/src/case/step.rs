@@ -51,11 +51,13 @@ pub(super) enum Expect {
     Anything,
 }
 
-/// A packet that comes in by `port`.
+/// A packet that comes in by `port`, addressed to it.
 pub fn from(port: Port, packet: &Packet) -> Step {
+    let mut input = packet.clone();
+    input.destination_mac = port.mac;
     Step {
         port,
-        input: packet.clone(),
+        input,
         expect: Expect::Anything,
         counts: Vec::new(),
         traffic: Traffic::default(),

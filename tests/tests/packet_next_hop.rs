@@ -1,0 +1,272 @@
+//! Where packets leave: cached next hops, and how they follow routes, neighbours and devices.
+
+use std::process::Command;
+
+use lb_common::{
+    device::{Device, device_flag},
+    names,
+    reason::{Event, Reason},
+};
+use lb_tests::{
+    book::{BOOKS, Book, towards},
+    case::{Case, case, from, run},
+    flows::{Conversation, Mode},
+    netns::succeed,
+    network::{INSIDE, OUTSIDE, SLIM, neighbour},
+    packet::{Mac, Packet, packet},
+    run::{Hook, Lab},
+};
+
+/// Runs `ip` in the test network: the calling thread is inside.
+fn ip(words: &str) {
+    succeed(Command::new("ip").args(words.split(' ')));
+}
+
+fn colons(mac: Mac) -> String {
+    mac.map(|byte| format!("{byte:02x}")).join(":")
+}
+
+/// Gives backend host 5 a MAC.
+fn set_mac(book: Book, mac: Mac) {
+    let (address, mac) = (book.host(INSIDE, 5), colons(mac));
+    ip(&format!(
+        "neigh replace {address} lladdr {mac} dev lb1 nud permanent"
+    ));
+}
+
+const MOVED: Mac = [2, 0, 0, 9, 9, 9];
+
+#[test]
+fn a_neighbours_new_mac_is_used_once_the_generation_moved() {
+    let cases = BOOKS.into_iter().map(|book| {
+        let talk = Conversation::new(book, Mode::FullNat);
+        let moved = talk.out(&talk.question()).next_hop(INSIDE.mac, MOVED);
+        case(format!("{}: new MAC", book.name()), talk.tables())
+            .steps(talk.handshake())
+            .then(move |_| set_mac(book, MOVED))
+            // Within the tick the cached next hop holds.
+            .step(talk.request(&talk.question()))
+            .then(|lab| lab.routes_changed())
+            .step(from(OUTSIDE, &talk.question()).forwards(&moved))
+            .then(move |_| set_mac(book, neighbour(INSIDE, 5)))
+            .then(|lab| lab.routes_changed())
+            .step(talk.request(&talk.question()))
+            .step(talk.reply(&talk.answer()))
+    });
+    run(cases.collect());
+}
+
+#[test]
+fn one_flows_lookup_tells_every_flow_of_the_next_hop() {
+    let cases = BOOKS.into_iter().map(|book| {
+        let talk = Conversation::new(book, Mode::FullNat);
+        let other = Conversation {
+            client_port: 40_001,
+            ..talk
+        };
+        let moved = |packet: &Packet| packet.clone().next_hop(INSIDE.mac, MOVED);
+        let first = moved(&other.out(&other.first()));
+        let question = moved(&talk.out(&talk.question()));
+        case(format!("{}: shared next hop", book.name()), talk.tables())
+            .steps(talk.handshake())
+            .then(move |_| set_mac(book, MOVED))
+            // A new flow looks the route up, and with it the neighbour.
+            .step(from(OUTSIDE, &other.first()).forwards(&first).creates())
+            .step(from(OUTSIDE, &talk.question()).forwards(&question))
+            .then(move |_| set_mac(book, neighbour(INSIDE, 5)))
+    });
+    run(cases.collect());
+}
+
+#[test]
+fn a_changed_route_is_taken_once_the_generation_moved() {
+    let cases = BOOKS.into_iter().map(|book| {
+        let talk = Conversation::new(book, Mode::FullNat);
+        let target = book.host(INSIDE, 5);
+        let by = book.host(INSIDE, 254);
+        let rerouted = towards(
+            INSIDE,
+            254,
+            &talk.question().from(&talk.seen()).to(&talk.backend()),
+        );
+        let (add, remove) = (
+            format!("route add {target} via {by} dev lb1"),
+            format!("route del {target} via {by}"),
+        );
+        case(format!("{}: new route", book.name()), talk.tables())
+            .steps(talk.handshake())
+            .then(move |_| ip(&add))
+            .step(talk.request(&talk.question()))
+            .then(|lab| lab.routes_changed())
+            .step(from(OUTSIDE, &talk.question()).forwards(&rerouted))
+            .then(move |_| ip(&remove))
+            .then(|lab| lab.routes_changed())
+            .step(talk.request(&talk.question()))
+    });
+    run(cases.collect());
+}
+
+#[test]
+fn a_route_that_is_gone_drops_and_counts_until_it_is_back() {
+    let cases = BOOKS.into_iter().map(|book| {
+        let talk = Conversation::new(book, Mode::FullNat);
+        let target = book.host(INSIDE, 5);
+        let (add, remove) = (
+            format!("route add unreachable {target}"),
+            format!("route del unreachable {target}"),
+        );
+        case(format!("{}: no route", book.name()), talk.tables())
+            .steps(talk.handshake())
+            .then(move |_| ip(&add))
+            .then(|lab| lab.routes_changed())
+            .step(
+                from(OUTSIDE, &talk.question())
+                    .by_tcx()
+                    .drops(Reason::NoRoute),
+            )
+            .then(move |_| ip(&remove))
+            .then(|lab| lab.routes_changed())
+            .step(talk.request(&talk.question()))
+            .flows(2, 0)
+    });
+    run(cases.collect());
+}
+
+/// Takes from a device what lets XDP send to it, or gives it back.
+fn set_redirect(lab: &Lab, redirect: bool) {
+    let devices = lab.map(names::DEVICES);
+    let key = u32::from(INSIDE.index);
+    let device: Device = devices.lookup(&key).expect("DEVICES").expect("an element");
+    let flags = if redirect { device_flag::REDIRECT } else { 0 };
+    devices
+        .update(&key, &Device { flags, ..device })
+        .expect("DEVICES");
+}
+
+#[test]
+fn a_device_xdp_cannot_send_to_is_left_to_tcx() {
+    let cases = BOOKS.into_iter().map(|book| {
+        let talk = Conversation::new(book, Mode::FullNat);
+        case(format!("{}: no redirect", book.name()), talk.tables())
+            .steps(talk.handshake())
+            .then(|lab| set_redirect(lab, false))
+            .step(talk.request(&talk.question()).by_tcx())
+            .step(talk.reply(&talk.answer()))
+            .then(|lab| set_redirect(lab, true))
+            .step(talk.request(&talk.question()))
+    });
+    run(cases.collect());
+}
+
+#[test]
+fn a_neighbour_that_is_lost_is_left_to_tcx_until_it_is_back() {
+    let cases = BOOKS.into_iter().map(|book| {
+        let talk = Conversation::new(book, Mode::FullNat);
+        let lost = format!("neigh del {} dev lb1", book.host(INSIDE, 5));
+        case(format!("{}: lost neighbour", book.name()), talk.tables())
+            .only(Hook::Xdp)
+            .steps(talk.handshake())
+            .then(move |_| ip(&lost))
+            .then(|lab| lab.routes_changed())
+            .step(talk.request(&talk.question()).by_tcx())
+            .then(move |_| set_mac(book, neighbour(INSIDE, 5)))
+            .step(talk.request(&talk.question()).by_tcx())
+            .step(talk.request(&talk.question()))
+    });
+    run(cases.collect());
+}
+
+#[test]
+fn without_next_hop_indices_packets_go_by_tcx() {
+    let cases = BOOKS.into_iter().map(|book| {
+        let talk = Conversation::new(book, Mode::Gateway);
+        case(format!("{}: no index left", book.name()), talk.tables())
+            .then(|lab| {
+                let free = lab.map(names::NEXT_HOP_FREE);
+                while free.pop::<u32>().expect("NEXT_HOP_FREE").is_some() {}
+            })
+            .step(talk.request(&talk.first()).by_tcx().creates())
+            .step(talk.reply(&talk.second()).by_tcx())
+            .step(talk.request(&talk.third()).by_tcx().promotes())
+            .flows(2, 0)
+    });
+    run(cases.collect());
+}
+
+/// Answers to the backend: its packet cannot go on.
+fn about_a_reply(
+    name: &str,
+    make: impl Fn(Conversation, Packet) -> (Packet, Packet, Event, Reason),
+) {
+    let cases: Vec<Case> = BOOKS
+        .into_iter()
+        .map(|book| {
+            let talk = Conversation::new(book, Mode::FullNat);
+            let (input, answer, event, reason) = make(talk, talk.answer());
+            let input = input.next_hop(neighbour(INSIDE, 5), INSIDE.mac);
+            let answer = answer
+                .id(0)
+                .ttl(64)
+                .next_hop(INSIDE.mac, neighbour(INSIDE, 5));
+            case(format!("{}: {name}", book.name()), talk.tables())
+                .steps(talk.handshake())
+                .step(from(INSIDE, &input).answers(&answer, event).reason(reason))
+                .step(talk.reply(&talk.answer()))
+        })
+        .collect();
+    run(cases);
+}
+
+fn quoted(packet: &Packet) -> usize {
+    let transport = if packet.is_udp() { 8 } else { 20 };
+    transport + if packet.is_v4() { 20 } else { 40 }
+}
+
+fn host(endpoint: &str) -> String {
+    endpoint
+        .parse::<std::net::SocketAddr>()
+        .expect("an endpoint")
+        .ip()
+        .to_string()
+}
+
+#[test]
+fn a_reply_on_its_last_hop_is_answered_to_the_backend() {
+    about_a_reply("reply, TTL 1", |talk, answer| {
+        let input = answer.ttl(1);
+        let message = packet()
+            .time_exceeded(&host(&talk.seen()), &host(&talk.backend()))
+            .quoting(&input, quoted(&input));
+        (input, message, Event::TimeExceededSent, Reason::TtlExceeded)
+    });
+}
+
+#[test]
+fn a_reply_too_long_for_the_clients_side_is_answered_to_the_backend() {
+    about_a_reply("reply, too big", |talk, answer| {
+        let input = answer.payload_length(1_480);
+        let message = packet()
+            .too_big(&host(&talk.seen()), &host(&talk.backend()), 1_500)
+            .quoting(&input, quoted(&input));
+        (input, message, Event::TooBigSent, Reason::TooBig)
+    });
+}
+
+#[test]
+fn a_slim_device_takes_what_fits() {
+    let cases = BOOKS.into_iter().map(|book| {
+        let backend = book.slim(5, 8443);
+        let first = book.first(&book.client(40_000), &book.vip(443));
+        let out = first.clone().from(&book.snat_at(SLIM, 40_000)).to(&backend);
+        case(
+            format!("{}: another device's SNAT address", book.name()),
+            book.service().backends([backend.as_str()]),
+        )
+        .step(
+            from(OUTSIDE, &first)
+                .forwards(&towards(SLIM, 5, &out))
+                .creates(),
+        )
+    });
+    run(cases.collect());
+}
