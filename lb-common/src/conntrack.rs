@@ -40,10 +40,14 @@ pub mod state {
     /// Bit: the agent found the half idle. The next packet clears it; else a later pass deletes.
     pub const CONDEMNED: u8 = 0x80;
 
-    /// The state without the condemned bit.
+    /// Bit, forward half only: a record of the flow waits in `CLOSING_*`, so that a flow which closes
+    /// and opens again and again is queued once.
+    pub const QUEUED: u8 = 0x40;
+
+    /// The state without its bits.
     #[inline(always)]
     pub const fn base(state: u8) -> u8 {
-        state & !CONDEMNED
+        state & !(CONDEMNED | QUEUED)
     }
 
     /// True for a half whose connection is over.
@@ -69,10 +73,12 @@ pub mod state {
 /// Ticks are kept in 24 bits: 194 days of about a second.
 pub const TICK_MASK: u32 = 0x00ff_ffff;
 
-/// Ticks from `then` to `now`, over the wrap.
+/// Ticks from `then` to `now`, over the wrap. A stamp from the future counts as now: CPUs cross a tick's
+/// boundary one after the other, and who scans a table read the clock before it.
 #[inline(always)]
 pub const fn ticks_since(now: u32, then: u32) -> u32 {
-    now.wrapping_sub(then) & TICK_MASK
+    let ticks = now.wrapping_sub(then) & TICK_MASK;
+    if ticks > TICK_MASK / 2 { 0 } else { ticks }
 }
 
 /// First word of an entry: identity (32 bits), state (8), stamp in ticks (24).
@@ -268,7 +274,7 @@ macro_rules! entry {
             fn new(head: Head, written: &$flow, flags: u32, backend: u32, service: u32) -> Self {
                 Self {
                     head: head.0,
-                    route: 0,
+                    route: Route::new(head.identity(), 0, 0, 0).0,
                     note: Note::new(head.identity(), 0).0,
                     source: written.source,
                     destination: written.destination,
@@ -471,16 +477,25 @@ pub const fn step(own: u8, peer: u8, segment: Segment, plausible: bool) -> (u8, 
     }
 }
 
-/// Furthest distance of an RST's sequence number from the peer's noted acknowledgement, in bytes.
-///
-/// The note is up to a tick old, hence not the receive window but what a tick can carry.
-pub const RESET_WINDOW: u32 = 1 << 28;
+/// Furthest distance of an RST's sequence number from the peer's noted acknowledgement, in bytes, while
+/// the peer sends: the note is up to a tick old, hence not the receive window but what a tick can carry.
+pub const RESET_WINDOW_BUSY: u32 = 1 << 28;
 
-/// Whether a reset with sequence number `sequence` may close a flow whose peer noted `acknowledged`.
+/// The same for a peer silent for more than a tick: its note is nearly exact, and an idle session is what
+/// a blind RST could end without anyone noticing.
+pub const RESET_WINDOW_IDLE: u32 = 1 << 22;
+
+/// Whether a reset with sequence number `sequence` may close a flow whose peer noted `acknowledged`, and
+/// was silent for `ticks`.
 #[inline(always)]
-pub const fn reset_is_plausible(sequence: u32, acknowledged: u32) -> bool {
+pub const fn reset_is_plausible(sequence: u32, acknowledged: u32, ticks: u32) -> bool {
+    let window = if ticks <= 1 {
+        RESET_WINDOW_BUSY
+    } else {
+        RESET_WINDOW_IDLE
+    };
     let ahead = sequence.wrapping_sub(acknowledged);
-    ahead < RESET_WINDOW || ahead.wrapping_neg() < RESET_WINDOW
+    ahead < window || ahead.wrapping_neg() < window
 }
 
 #[cfg(test)]
@@ -509,6 +524,8 @@ mod tests {
     fn ticks_wrap() {
         assert_eq!(ticks_since(5, 0x00ff_fffe), 7);
         assert_eq!(ticks_since(7, 7), 0);
+        assert_eq!(ticks_since(10, 11), 0);
+        assert_eq!(ticks_since(0x00ff_ffff, 0), 0);
     }
 
     #[test]
@@ -641,10 +658,14 @@ mod tests {
 
     #[test]
     fn resets_far_from_the_acknowledged_are_implausible() {
-        assert!(reset_is_plausible(1_000, 1_000));
-        assert!(reset_is_plausible(0xffff_ff00, 10));
-        assert!(reset_is_plausible(10, 0xffff_ff00));
-        assert!(!reset_is_plausible(0x8000_0000, 0));
-        assert!(!reset_is_plausible(RESET_WINDOW, 0));
+        for ticks in [0, 100] {
+            assert!(reset_is_plausible(1_000, 1_000, ticks));
+            assert!(reset_is_plausible(0xffff_ff00, 10, ticks));
+            assert!(reset_is_plausible(10, 0xffff_ff00, ticks));
+            assert!(!reset_is_plausible(0x8000_0000, 0, ticks));
+            assert!(!reset_is_plausible(RESET_WINDOW_BUSY, 0, ticks));
+        }
+        assert!(reset_is_plausible(RESET_WINDOW_IDLE, 0, 1));
+        assert!(!reset_is_plausible(RESET_WINDOW_IDLE, 0, 2));
     }
 }

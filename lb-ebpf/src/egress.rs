@@ -65,6 +65,9 @@ fn reverse<F: SkbFrame>(skb: Skb) -> i32 {
     let entry = unsafe { words::zeroed::<F::Entry>(&mut entry) };
     let mut step = established::find::<F>(packet, forward::route_generation(), entry);
     if step == Step::HAND_OVER {
+        if established::may_change_state::<F>(packet, entry) {
+            established::transition::<F>(packet, entry);
+        }
         step = established::touch::<F>(packet, entry);
     }
     if step == Step::MISS {

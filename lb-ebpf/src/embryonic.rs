@@ -12,7 +12,8 @@ use lb_common::{
 
 use crate::{
     established::{
-        change_use, exchange_head, exchange_note, may_stay, needs_route, serves_still, snapshot,
+        change_use, exchange_head, exchange_note, holds, may_stay, needs_route, serves_still,
+        snapshot,
     },
     family::{Family, entries_in_use},
     flow_packet::{FlowPacket, Step},
@@ -200,15 +201,17 @@ fn promote<F: Family>(packet: &FlowPacket<F::Flow>, out: &mut F::Entry, reply_ke
         out.set_note(Note::new(identity, packet.acknowledgement));
     }
     out.set_head(established);
-    let mut inserted = 0;
+    // What this CPU inserted, and whether the flow is whole: another CPU may promote it as well.
+    let mut ours = [false; 2];
     let mut whole = true;
-    for (key, entry) in [(&packet.flow, &*out), (reply_key, &*reply)] {
-        if F::insert_established(key, entry).is_ok() {
-            inserted += 1;
-        } else if !holds::<F>(key, identity) {
-            whole = false;
-        }
+    for (mine, (key, entry)) in ours
+        .iter_mut()
+        .zip([(&packet.flow, &*out), (reply_key, &*reply)])
+    {
+        *mine = F::insert_established(key, entry).is_ok();
+        whole &= *mine || holds::<F>(key, identity);
     }
+    let inserted = ours[0] as u64 + ours[1] as u64;
     if whole {
         change_use::<F>(tcp, inserted);
         F::remove_embryonic(&packet.flow);
@@ -221,21 +224,12 @@ fn promote<F: Family>(packet: &FlowPacket<F::Flow>, out: &mut F::Entry, reply_ke
         }
     } else {
         // One half alone is worse than none: take back what went in.
-        if holds::<F>(&packet.flow, identity) {
+        if ours[0] {
             F::remove_established(&packet.flow);
         }
-        if holds::<F>(reply_key, identity) {
+        if ours[1] {
             F::remove_established(reply_key);
         }
         stats::event(Event::PromotionFailed, packet.length);
     }
-}
-
-/// Whether the established table holds this flow under this key: another CPU promoted it.
-#[inline(always)]
-fn holds<F: Family>(key: &F::Flow, identity: u32) -> bool {
-    F::established(key).is_some_and(|entry| {
-        // SAFETY: looked up just now; the head is its first word.
-        Head(unsafe { entry.cast::<u64>().read_volatile() }).identity() == identity
-    })
 }

@@ -5,7 +5,8 @@ use core::mem::MaybeUninit;
 use lb_common::{
     conntrack::{
         self, Entry as _, Head, Note, Segment, flag,
-        state::{self, CONDEMNED},
+        state::{self, CONDEMNED, QUEUED},
+        tcp_flag,
     },
     flow::Flow as _,
     names::flow_use,
@@ -96,7 +97,7 @@ pub(crate) fn find<F: Family>(
     // FIN, SYN and RST are the three lowest bits.
     let calm = packet.tcp_flags & 0x07 == 0
         && head.stamp() == packet.now
-        && (head.state() == state::ESTABLISHED || head.state() == state::FIN)
+        && matches!(head.state() & !QUEUED, state::ESTABLISHED | state::FIN)
         && out.route().generation() == generation
         && (packet.is_tcp() || serves_still::<F>(out));
     if calm { Step::FORWARD } else { Step::HAND_OVER }
@@ -144,44 +145,67 @@ pub(crate) fn touch<F: Family>(packet: &FlowPacket<F::Flow>, out: &mut F::Entry)
     }
     let head = out.head();
     let reverse = out.flags() & flag::REVERSE != 0;
-    let mut state = state::base(head.state());
-    if packet.is_tcp() {
-        let segment = packet.segment();
-        if segment == Segment::Syn && !reverse && state::is_closed(state) {
-            remove::<F>(packet, out);
-            return Step::MISS;
-        }
-        if matches!(segment, Segment::Fin | Segment::Reset)
-            || state == state::RESET
-            || head.state() & CONDEMNED != 0
-        {
-            state = transition::<F>(packet, out, segment);
-        }
-    } else if !reverse && !serves_still::<F>(out) {
-        if !may_stay::<F>(out) {
-            remove::<F>(packet, out);
-            stats::event(Event::FlowReselected, packet.length);
-            return Step::MISS;
-        }
-        let epoch = SERVICES
-            .get(out.service())
-            .map_or(0, |service| service.epoch);
-        let note = Note::new(head.identity(), epoch);
-        // SAFETY: looked up just now; fails if the element serves another flow by now.
-        unsafe { exchange_note(entry, out.note(), note) };
-        out.set_note(note);
-    }
     let stale = head.stamp() != packet.now;
-    let touched = head.touched(state, packet.now);
+    if (stale || head.state() & CONDEMNED != 0) && !peer_lives::<F>(packet, out) {
+        // A half alone forwards what is never answered: better a new flow.
+        remove::<F>(packet, out);
+        return Step::MISS;
+    }
+    let state = state::base(head.state());
+    if packet.is_tcp() {
+        if packet.segment() == Segment::Syn && !reverse && state::is_closed(state) {
+            remove::<F>(packet, out);
+            return Step::MISS;
+        }
+    } else if !reverse {
+        // The epoch first: what is read after it is at least as new.
+        let epoch = SERVICES
+            .get_ptr(out.service())
+            // SAFETY: an aligned word of an array element.
+            .map_or(0, |service| unsafe {
+                (&raw const (*service).epoch).read_volatile()
+            });
+        if epoch != out.note().value() {
+            if !may_stay::<F>(out) {
+                remove::<F>(packet, out);
+                stats::event(Event::FlowReselected, packet.length);
+                return Step::MISS;
+            }
+            let note = Note::new(head.identity(), epoch);
+            // SAFETY: looked up just now; fails if the element serves another flow by now.
+            unsafe { exchange_note(entry, out.note(), note) };
+            out.set_note(note);
+        }
+    }
+    let touched = head.touched(state | (head.state() & QUEUED), packet.now);
     // SAFETY: as above. Whoever wins wrote the same tick.
     unsafe { exchange_head(entry, head, touched) };
-    if packet.is_tcp() && stale {
+    if packet.is_tcp() && stale && packet.tcp_flags & tcp_flag::ACK as u32 != 0 {
         let note = Note::new(head.identity(), packet.acknowledgement);
         // SAFETY: as above.
         unsafe { exchange_note(entry, out.note(), note) };
     }
     out.set_head(touched);
     needs_route::<F>(out, stale)
+}
+
+/// Whether the other half is there; if the agent condemned it, this packet is its life too.
+#[inline(always)]
+fn peer_lives<F: Family>(packet: &FlowPacket<F::Flow>, out: &F::Entry) -> bool {
+    let Some(peer) = F::established(&out.written(packet.protocol()).reversed()) else {
+        return false;
+    };
+    // SAFETY: looked up just now; the head is its first word.
+    let head = Head(unsafe { peer.cast::<u64>().read_volatile() });
+    if head.identity() != out.head().identity() {
+        return false;
+    }
+    if head.state() & CONDEMNED != 0 {
+        let revived = head.touched(head.state() & !CONDEMNED, packet.now);
+        // SAFETY: as above.
+        unsafe { exchange_head(peer, head, revived) };
+    }
+    true
 }
 
 /// Whether the flow's route must be looked up before the packet can go: once a tick, and whenever the
@@ -201,65 +225,116 @@ pub(crate) fn needs_route<F: Family>(out: &F::Entry, stale: bool) -> Step {
     Step::FORWARD
 }
 
-/// FIN, RST, or life in a half that was thought dead: changes both halves. Returns the new state.
+/// Whether a packet may change the state of its flow's halves: FIN, RST, or anything after an RST.
 #[inline(always)]
-fn transition<F: Family>(packet: &FlowPacket<F::Flow>, out: &F::Entry, segment: Segment) -> u8 {
-    let own = out.head().state();
-    let peer_key = out.written(packet.protocol()).reversed();
-    let Some(peer) = F::established(&peer_key) else {
-        return state::base(own);
+pub(crate) fn may_change_state<F: Family>(packet: &FlowPacket<F::Flow>, found: &F::Entry) -> bool {
+    let ends = packet.tcp_flags & (tcp_flag::FIN | tcp_flag::RST) as u32 != 0;
+    packet.is_tcp() && (ends || state::base(found.head().state()) == state::RESET)
+}
+
+/// FIN, RST, or data after an RST: changes both halves. Comes before [`touch`].
+///
+/// Both directions may change at once on two CPUs; each exchange that fails starts over, and after a FIN
+/// the peer is read once more, so that of two crossing FINs one sees the other.
+#[inline(never)]
+pub(crate) fn transition<F: Family>(packet: &FlowPacket<F::Flow>, found: &F::Entry) -> bool {
+    // Without this the compiler passes the fields by value, more than BPF has registers for.
+    let (packet, found) = (core::hint::black_box(packet), core::hint::black_box(found));
+    let segment = packet.segment();
+    let identity = found.head().identity();
+    let reverse = found.flags() & flag::REVERSE != 0;
+    let peer_key = found.written(packet.protocol()).reversed();
+    let (Some(entry), Some(peer)) = (F::established(&packet.flow), F::established(&peer_key))
+    else {
+        return false;
     };
-    // SAFETY: looked up just now; only its first and third word are read.
-    let (peer_head, peer_note) = unsafe {
-        let words = peer.cast::<u64>();
-        (
-            Head(words.read_volatile()),
-            Note(words.add(2).read_volatile()),
-        )
-    };
-    if peer_head.identity() != out.head().identity() {
-        return state::base(own);
-    }
-    let plausible = conntrack::reset_is_plausible(packet.sequence, peer_note.value());
-    if segment == Segment::Reset && !plausible {
-        stats::event(Event::ResetImplausible, packet.length);
-    }
-    let (own_after, peer_after) = conntrack::step(own, peer_head.state(), segment, plausible);
-    if peer_after != peer_head.state() {
-        // SAFETY: as above; fails if the peer moved meanwhile, which its own packets then settle.
-        unsafe { exchange_head(peer, peer_head, peer_head.touched(peer_after, packet.now)) };
-    }
-    if state::is_closed(own_after) && !state::is_closed(own) {
-        let flow = if out.flags() & flag::REVERSE != 0 {
-            peer_key
-        } else {
-            packet.flow
+    for _ in 0..3 {
+        // SAFETY: looked up just now; only first and third words are read.
+        let (own, head, note) = unsafe {
+            let words = peer.cast::<u64>();
+            (
+                Head(entry.cast::<u64>().read_volatile()),
+                Head(words.read_volatile()),
+                Note(words.add(2).read_volatile()),
+            )
         };
-        let closing = Closing {
-            flow,
-            identity: out.head().identity(),
-            since: packet.now,
+        if own.identity() != identity || head.identity() != identity {
+            return false;
+        }
+        let silent = conntrack::ticks_since(packet.now, head.stamp());
+        let plausible = conntrack::reset_is_plausible(packet.sequence, note.value(), silent);
+        if segment == Segment::Reset && !plausible {
+            stats::event(Event::ResetImplausible, packet.length);
+            return true;
+        }
+        let (own_after, peer_after) =
+            conntrack::step(own.state(), head.state(), segment, plausible);
+        let closes = state::is_closed(own_after) && !state::is_closed(own.state());
+        // The forward half remembers that it is queued.
+        let queued = (own.state() | head.state()) & QUEUED != 0;
+        let bit = if queued || closes { QUEUED } else { 0 };
+        let (own_bit, peer_bit) = if reverse { (0, bit) } else { (bit, 0) };
+        let own_new = own.touched(own_after | own_bit, packet.now);
+        let peer_new = head.touched(peer_after | peer_bit, head.stamp());
+        // SAFETY: looked up just now; each fails if the half changed or serves another flow by now.
+        let done = unsafe {
+            (own_new == own || exchange_head(entry, own, own_new))
+                && (peer_new == head || exchange_head(peer, head, peer_new))
         };
-        // A full queue leaves the flow to the agent's pass.
-        let _agent_finds_it = F::push_closing(&closing);
-        stats::event(Event::FlowClosed, packet.length);
+        if !done {
+            continue;
+        }
+        if closes {
+            stats::event(Event::FlowClosed, packet.length);
+            if !queued {
+                let flow = if reverse { peer_key } else { packet.flow };
+                let closing = Closing {
+                    flow,
+                    identity,
+                    since: packet.now,
+                };
+                // A full queue leaves the flow to the agent's pass.
+                let _agent_finds_it = F::push_closing(&closing);
+            }
+            return true;
+        }
+        // SAFETY: looked up above.
+        let again = Head(unsafe { peer.cast::<u64>().read_volatile() });
+        let crossed = own_after == state::FIN
+            && matches!(state::base(again.state()), state::FIN | state::CLOSED);
+        if !crossed {
+            return true;
+        }
     }
-    own_after
+    true
 }
 
 /// Takes both halves of the packet's flow out of the table.
 #[inline(always)]
 pub(crate) fn remove<F: Family>(packet: &FlowPacket<F::Flow>, out: &F::Entry) {
     let peer = out.written(packet.protocol()).reversed();
-    remove_halves::<F>(&packet.flow, &peer, packet.is_tcp());
+    remove_halves::<F>(&packet.flow, &peer, out.head().identity(), packet.is_tcp());
 }
 
-/// Takes two keys out of the table and keeps `FLOW_USE` true.
+/// Takes the two halves of one flow out of the table and keeps `FLOW_USE` true.
 #[inline(always)]
-pub(crate) fn remove_halves<F: Family>(one: &F::Flow, other: &F::Flow, tcp: bool) {
-    let mut removed = F::remove_established(one) as u64;
-    removed += F::remove_established(other) as u64;
+pub(crate) fn remove_halves<F: Family>(one: &F::Flow, other: &F::Flow, identity: u32, tcp: bool) {
+    let mut removed = 0_u64;
+    for key in [one, other] {
+        if holds::<F>(key, identity) && F::remove_established(key) {
+            removed += 1;
+        }
+    }
     change_use::<F>(tcp, removed.wrapping_neg());
+}
+
+/// Whether the established table holds this flow under this key.
+#[inline(always)]
+pub(crate) fn holds<F: Family>(key: &F::Flow, identity: u32) -> bool {
+    F::established(key).is_some_and(|entry| {
+        // SAFETY: looked up just now; the head is its first word.
+        Head(unsafe { entry.cast::<u64>().read_volatile() }).identity() == identity
+    })
 }
 
 /// Adds to the number of established entries.
@@ -303,19 +378,21 @@ pub(crate) fn retire<F: Family>(now: u32) -> u32 {
         // SAFETY: an entry of zeroes is valid.
         let copy = unsafe { words::zeroed::<F::Entry>(&mut copy) };
         // SAFETY: looked up just now.
-        if !unsafe { snapshot::<F>(entry, copy) }
-            || copy.head().identity() != closing.identity
-            || !state::is_closed(copy.head().state())
-        {
+        if !unsafe { snapshot::<F>(entry, copy) } || copy.head().identity() != closing.identity {
+            continue;
+        }
+        if !state::is_closed(copy.head().state()) {
+            // Open again: its next close queues it again.
+            let head = copy.head();
+            let open = head.touched(head.state() & !QUEUED, head.stamp());
+            // SAFETY: looked up just now; fails if the half changed meanwhile.
+            unsafe { exchange_head(entry, head, open) };
             continue;
         }
         let protocol = closing.flow.protocol();
         let peer = copy.written(protocol).reversed();
-        remove_halves::<F>(
-            &closing.flow,
-            &peer,
-            protocol == lb_common::flow::protocol::TCP,
-        );
+        let tcp = protocol == lb_common::flow::protocol::TCP;
+        remove_halves::<F>(&closing.flow, &peer, closing.identity, tcp);
         stats::event(Event::FlowRetired, 0);
         retired += 1;
     }

@@ -7,7 +7,7 @@
 use aya_ebpf::bindings::__sk_buff;
 use lb_common::{
     addr::{Addr4, Addr6, Be16},
-    conntrack::{Head, state},
+    conntrack::{Entry as _, Head, state},
     flow::{Flow as _, Flow4, Flow6, protocol},
     reason::Event,
 };
@@ -109,10 +109,22 @@ fn apply<F: Family>(operation: u8, flow: &F::Flow, seen: Head) -> i32 {
     }
     // SAFETY: looked up just now; the head is its first word.
     let now = Head(unsafe { entry.cast::<u64>().read_volatile() });
-    if now != seen || !F::remove_established(flow) {
+    if now != seen || !peer_is_gone::<F>(entry, flow, seen) || !F::remove_established(flow) {
         return 0;
     }
     change_use::<F>(flow.protocol() == protocol::TCP, 1_u64.wrapping_neg());
     stats::event(Event::FlowExpired, 0);
     1
+}
+
+/// Whether the other half is condemned too, or not there: half a flow forwards what is never answered.
+#[inline(always)]
+fn peer_is_gone<F: Family>(entry: *const F::Entry, flow: &F::Flow, seen: Head) -> bool {
+    // SAFETY: looked up by the caller; the copy's head is compared once more by the caller's word.
+    let peer = unsafe { &*entry }.written(flow.protocol()).reversed();
+    F::established(&peer).is_none_or(|peer| {
+        // SAFETY: looked up just now; the head is its first word.
+        let head = Head(unsafe { peer.cast::<u64>().read_volatile() });
+        head.identity() != seen.identity() || head.state() & state::CONDEMNED != 0
+    })
 }

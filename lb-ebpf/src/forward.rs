@@ -80,12 +80,17 @@ pub(crate) fn refresh<F: Family, const XDP: bool>(
     packet: &FlowPacket<F::Flow>,
     out: &mut F::Entry,
 ) -> Step {
+    // The generation first: what is looked up after it is at least as new.
+    let generation = route_generation();
     let destination = out.written(packet.protocol()).destination();
     let mut resolved = MaybeUninit::uninit();
     // SAFETY: plain numbers.
     let resolved = unsafe { words::zeroed::<Resolved>(&mut resolved) };
     let step = resolve::<F, XDP>(ctx, packet.ingress, destination, resolved);
     if step != Step::FORWARD {
+        // TCX must look again, and find what to count.
+        let stale = route_generation().wrapping_sub(1);
+        keep::<F>(packet, out, Route::new(out.head().identity(), 0, 0, stale));
         return step;
     }
     if !XDP && resolved.next_hop == 0 {
@@ -94,11 +99,21 @@ pub(crate) fn refresh<F: Family, const XDP: bool>(
             *kept = *resolved;
         }
     }
+    keep::<F>(
+        packet,
+        out,
+        resolved.route(out.head().identity(), generation),
+    );
+    step
+}
+
+/// Keeps a route in an entry, and in the table too if the flow is there already.
+#[inline(always)]
+fn keep<F: Family>(packet: &FlowPacket<F::Flow>, out: &mut F::Entry, route: Route) {
     let current = out.route();
-    let route = resolved.route(out.head().identity(), route_generation());
     out.set_route(route);
     if route == current {
-        return step;
+        return;
     }
     let entry = match F::established(&packet.flow) {
         Some(entry) => Some(entry),
@@ -109,7 +124,6 @@ pub(crate) fn refresh<F: Family, const XDP: bool>(
         // fails on another flow's.
         unsafe { established::exchange_route(entry, current.0, route.0) };
     }
-    step
 }
 
 /// Decides the mode of a new flow whose service keeps the client's address: if the client is a
@@ -188,7 +202,10 @@ fn resolve<F: Family, const XDP: bool>(
         DEVICES.get(device).map_or(0, |device| device.mtu)
     };
     out.next_hop = index::<F>(params.ifindex, params.family, gateway);
-    if let Some(hop) = NEXT_HOPS.get_ptr_mut(out.next_hop) {
+    // Element 0 belongs to no neighbour.
+    if out.next_hop != 0
+        && let Some(hop) = NEXT_HOPS.get_ptr_mut(out.next_hop)
+    {
         let word = if status == FIB_SUCCESS && device != 0 {
             NextHopWord::new(params.dmac, device as u16).0
         } else {
@@ -263,6 +280,9 @@ pub(crate) fn neighbour_is_due(next_hop: u32, now: u32, every: u32) -> bool {
 /// A next hop XDP can send to: the neighbour's MAC and the device.
 #[inline(always)]
 pub(crate) fn fast(next_hop: u32) -> Option<(NextHopWord, &'static Device)> {
+    if next_hop == 0 {
+        return None;
+    }
     let hop = NEXT_HOPS.get_ptr(next_hop)?;
     // SAFETY: one aligned word of an array element.
     let word = NextHopWord(unsafe { (&raw const (*hop).word).read_volatile() });

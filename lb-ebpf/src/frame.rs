@@ -33,6 +33,8 @@ pub(crate) trait Frame: Family {
     fn is_partial(headers: Self::Headers, packet: &FlowPacket<Self::Flow>) -> bool;
     /// TTL or hop limit.
     fn ttl(headers: Self::Headers) -> u8;
+    /// Destination MAC.
+    fn link(headers: Self::Headers) -> [u16; 3];
     /// Writes addresses, ports, TTL, checksums and the link layer.
     fn write(
         headers: Self::Headers,
@@ -141,6 +143,14 @@ impl Frame for V4 {
         match headers {
             Headers::Udp(view) => view.u8::<{ IP + offset_of!(Ipv4Hdr, ttl) }>(),
             Headers::Tcp(view) => view.u8::<{ IP + offset_of!(Ipv4Hdr, ttl) }>(),
+        }
+    }
+
+    #[inline(always)]
+    fn link(headers: Self::Headers) -> [u16; 3] {
+        match headers {
+            Headers::Udp(view) => [view.u16::<0>(), view.u16::<2>(), view.u16::<4>()],
+            Headers::Tcp(view) => [view.u16::<0>(), view.u16::<2>(), view.u16::<4>()],
         }
     }
 
@@ -261,6 +271,14 @@ impl Frame for V6 {
         match headers {
             Headers::Udp(view) => view.u8::<{ IP + offset_of!(Ipv6Hdr, hop_limit) }>(),
             Headers::Tcp(view) => view.u8::<{ IP + offset_of!(Ipv6Hdr, hop_limit) }>(),
+        }
+    }
+
+    #[inline(always)]
+    fn link(headers: Self::Headers) -> [u16; 3] {
+        match headers {
+            Headers::Udp(view) => [view.u16::<0>(), view.u16::<2>(), view.u16::<4>()],
+            Headers::Tcp(view) => [view.u16::<0>(), view.u16::<2>(), view.u16::<4>()],
         }
     }
 

@@ -10,6 +10,7 @@ use aya_ebpf::bindings::__sk_buff;
 use lb_common::{
     addr::Be16,
     checksum::Difference,
+    config::UnknownFlows,
     conntrack::{Entry as _, flag},
     flow::Flow as _,
     reason::{Event, Reason},
@@ -26,7 +27,9 @@ use crate::{
     quote::{Icmp, Quoted, Translation},
     reply, select,
     skb::{self, Placement, Skb},
-    stats, tables, words,
+    stats,
+    tables::{self, config},
+    words,
 };
 
 /// Headers that must be linear: two IP headers of 60 bytes, ICMP, and a TCP header.
@@ -82,13 +85,15 @@ pub(crate) fn run<F: Icmp>(skb: *mut __sk_buff) -> i32 {
     if kind == F::ECHO {
         return echo::<F>(skb, packet, layout);
     }
-    let reason = if F::is_error(kind) {
-        Reason::IcmpUnmatched
-    } else {
-        Reason::IcmpOther
+    let stack = config!(unknown_flows) == UnknownFlows::Stack as u32;
+    let (reason, verdict) = match F::is_error(kind) {
+        // About a connection of the stack's own balancer.
+        true if stack => (Reason::UnknownFlowToStack, NEXT),
+        true => (Reason::IcmpUnmatched, DROP),
+        false => (Reason::IcmpOther, DROP),
     };
     stats::reason(reason, packet.length);
-    DROP
+    verdict
 }
 
 /// Answers a ping.

@@ -8,6 +8,7 @@ use core::{
 
 use aya_ebpf::bindings::__sk_buff;
 use lb_common::{
+    config::UnknownFlows,
     conntrack::{Entry as _, flag},
     flow::Flow as _,
     reason::{Event, Reason, Verdict},
@@ -27,7 +28,9 @@ use crate::{
     parse::{HEADERS, Layout, SkbFrame, blank, parse},
     reply, select,
     skb::{Placement, Skb},
-    stats, tables, words,
+    stats,
+    tables::{self, config},
+    words,
 };
 
 /// `TCX_NEXT`: the next program of the hook decides, the stack in the end.
@@ -45,6 +48,12 @@ pub(crate) fn run(ctx: *mut __sk_buff) -> i32 {
         return NEXT;
     }
     let ether_type = skb.protocol();
+    let is_ip = ether_type == EtherType::Ipv4 as u16 || ether_type == EtherType::Ipv6 as u16;
+    // Flooded or mirrored: another node's, or everybody's.
+    if is_ip && !skb.is_for_this_host() {
+        stats::reason(Reason::NotOurs, skb.length());
+        return NEXT;
+    }
     skb.pull(HEADERS);
     if ether_type == EtherType::Ipv4 as u16 {
         const PROTOCOL: usize = size_of::<EthHdr>() + offset_of!(Ipv4Hdr, proto);
@@ -111,6 +120,9 @@ fn decide<F: SkbFrame>(
 ) -> Step {
     let mut step = established::find::<F>(packet, forward::route_generation(), entry);
     if step == Step::HAND_OVER {
+        if established::may_change_state::<F>(packet, entry) {
+            established::transition::<F>(packet, entry);
+        }
         step = established::touch::<F>(packet, entry);
     }
     if step == Step::MISS {
@@ -172,8 +184,8 @@ fn check<F: SkbFrame>(
     let mtu = entry.route().mtu() as u32;
     let segment = match skb.gso_size() {
         0 => packet.length,
-        // Headers repeat in every segment; 20 is a TCP header without options, the least there is.
-        size => size + layout.header + if packet.is_tcp() { 20 } else { 8 },
+        // Headers repeat in every segment.
+        size => size + layout.header + layout.l4_header,
     };
     if mtu != 0 && segment > mtu {
         layout.mtu = mtu;
@@ -293,6 +305,12 @@ fn unclassified<F: Family>(packet: &FlowPacket<F::Flow>, reason: Reason) -> i32 
         stats::reason(Reason::NotOurs, packet.length);
         return NEXT;
     }
+    let stack = config!(unknown_flows) == UnknownFlows::Stack as u32;
+    let reason = if stack && matches!(reason, Reason::Fragment) {
+        Reason::UnknownFlowToStack
+    } else {
+        reason
+    };
     stats::reason(reason, packet.length);
     match reason.verdict() {
         Verdict::Pass => NEXT,

@@ -24,9 +24,9 @@ use crate::{
     words,
 };
 
-/// Headers that are made linear: the longest IPv4 header and a TCP header, or the IPv6 header, a
-/// fragment header and a TCP header.
-pub(crate) const HEADERS: u32 = 14 + 60 + 20;
+/// Bytes that must be linear to read an IP header of either family. A stack's own segments have little
+/// more, and making them linear further in would cost a new head each.
+pub(crate) const HEADERS: u32 = 14 + 40;
 /// Next-header number of the fragment header (RFC 8200, section 4.5).
 const FRAGMENT_HEADER: u8 = 44;
 /// Next-header numbers of hop-by-hop options, routing header and destination options (RFC 8200,
@@ -53,6 +53,8 @@ pub(crate) struct Layout {
     pub(crate) is_later_fragment: u32,
     /// IP header bytes, options and extension headers included.
     pub(crate) header: u32,
+    /// Transport header bytes, options included.
+    pub(crate) l4_header: u32,
     /// Path MTU of the route the packet is too long for.
     pub(crate) mtu: u32,
 }
@@ -164,7 +166,7 @@ impl SkbFrame for V6 {
 
 /// Reads ports and TCP fields at the transport header. Only for TCP and UDP.
 #[inline(always)]
-fn ports<F: Family>(packet: Packet, layout: &Layout, into: &mut FlowPacket<F::Flow>) -> Step {
+fn ports<F: Family>(packet: Packet, layout: &mut Layout, into: &mut FlowPacket<F::Flow>) -> Step {
     let (source, destination);
     if into.is_tcp() {
         let Some(view) = packet.view_at::<20>(layout.l4) else {
@@ -174,6 +176,7 @@ fn ports<F: Family>(packet: Packet, layout: &Layout, into: &mut FlowPacket<F::Fl
         into.sequence = u32::from_be(view.u32::<{ offset_of!(TcpHdr, seq) }>());
         into.acknowledgement = u32::from_be(view.u32::<{ offset_of!(TcpHdr, ack_seq) }>());
         let data = ((view.u8::<12>() >> 4) as u32) * 4;
+        layout.l4_header = data;
         let flags = view.u8::<13>() as u32;
         into.tcp_flags = flags;
         // FIN and SYN take a sequence number each.
@@ -186,6 +189,7 @@ fn ports<F: Family>(packet: Packet, layout: &Layout, into: &mut FlowPacket<F::Fl
             return Step::refuse(Reason::Truncated);
         };
         (source, destination) = (Be16(view.u16::<0>()), Be16(view.u16::<2>()));
+        layout.l4_header = 8;
     }
     with_ports::<F>(into, source, destination);
     Step::FORWARD
@@ -239,6 +243,9 @@ pub(crate) fn parse<F: SkbFrame>(
     }
     if !is_flow {
         let reason = match packet.protocol() {
+            kind if layout.is_fragment != 0 && (kind == F::ICMP || kind == FRAGMENT_HEADER) => {
+                Reason::Fragment
+            }
             HOP_BY_HOP | ROUTING | DESTINATION_OPTIONS if F::AF == V6::AF => {
                 Reason::ExtensionHeader
             }
@@ -249,6 +256,7 @@ pub(crate) fn parse<F: SkbFrame>(
     if layout.is_later_fragment != 0 {
         return later_fragment::<F>(packet, layout);
     }
+    skb.pull(layout.l4 + 20);
     let step = ports::<F>(skb.packet(), layout, packet);
     if step == Step::FORWARD && layout.is_fragment != 0 {
         first_fragment::<F>(packet, layout);
@@ -264,7 +272,7 @@ pub(crate) fn parse_ip<F: SkbFrame>(
     layout: &mut Layout,
 ) -> Step {
     let skb = Skb(skb);
-    skb.pull(HEADERS);
+    skb.pull(HEADERS + 8);
     F::parse(skb.packet(), packet, layout)
 }
 

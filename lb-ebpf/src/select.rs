@@ -38,6 +38,9 @@ pub(crate) fn choose<F: Family>(packet: &FlowPacket<F::Flow>, out: &mut F::Entry
     let Some(service) = SERVICES.get_ptr(frontend.service) else {
         return Step::refuse(Reason::BrokenTable);
     };
+    // The epoch first: the slot read after it is at least as new.
+    // SAFETY: an aligned word of an array element.
+    let epoch = unsafe { (&raw const (*service).epoch).read_volatile() };
     let mut id = 0;
     let step = select(service, frontend.flags, packet.flow.hash(), &mut id);
     if step != Step::FORWARD {
@@ -49,15 +52,13 @@ pub(crate) fn choose<F: Family>(packet: &FlowPacket<F::Flow>, out: &mut F::Entry
     if backend.flags & backend_flag::LIVE == 0 {
         return Step::refuse(Reason::BrokenTable);
     }
-    // SAFETY: an array element; each field is an aligned word.
-    let (service_flags, epoch) = unsafe {
-        (
-            (&raw const (*service).flags).read_volatile(),
-            (&raw const (*service).epoch).read_volatile(),
-        )
-    };
+    // SAFETY: an aligned word of an array element.
+    let service_flags = unsafe { (&raw const (*service).flags).read_volatile() };
     let keeps_source = service_flags & service_flag::KEEP_SOURCE != 0;
-    let flags = if backend.flags & backend_flag::HOST != 0 {
+    let flags = if backend.address == packet.flow.source() {
+        // Hairpin: an endpoint must not see itself as its client.
+        flag::FULL_NAT
+    } else if backend.flags & backend_flag::HOST != 0 {
         flag::HOST
     } else if backend.flags & backend_flag::LOCAL != 0 {
         flag::LOCAL

@@ -49,11 +49,19 @@ impl Skb {
         unsafe { (*self.0).protocol as u16 }
     }
 
-    /// Whether a VLAN tag was taken off the frame.
+    /// Whether the tag of a VLAN was taken off the frame. A tag of VLAN 0 is only a priority (IEEE
+    /// 802.1Q, table 9-2): the frame belongs to the device itself.
     #[inline(always)]
     pub(crate) fn is_tagged(self) -> bool {
         // SAFETY: as above.
-        unsafe { (*self.0).vlan_present != 0 }
+        unsafe { (*self.0).vlan_present != 0 && (*self.0).vlan_tci & 0xfff != 0 }
+    }
+
+    /// Whether the frame carries the device's own MAC address as destination.
+    #[inline(always)]
+    pub(crate) fn is_for_this_host(self) -> bool {
+        // SAFETY: as above; 0 is `PACKET_HOST`.
+        unsafe { (*self.0).pkt_type == 0 }
     }
 
     /// Interface index of the device the program runs on.

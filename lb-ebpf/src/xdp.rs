@@ -29,7 +29,7 @@ use crate::{
     frame::{Frame, IP},
     packet::Packet,
     select, stats,
-    tables::config,
+    tables::{DEVICE_INDEX, DEVICES, config},
     words,
 };
 
@@ -87,6 +87,9 @@ fn unusual<F: Frame>(
     let ctx: *mut c_void = ctx.as_ptr();
     let mut step = found;
     if step == Step::HAND_OVER {
+        if established::may_change_state::<F>(packet, entry) {
+            established::transition::<F>(packet, entry);
+        }
         step = established::touch::<F>(packet, entry);
     }
     if step == Step::MISS {
@@ -94,7 +97,10 @@ fn unusual<F: Frame>(
     }
     if step == Step::MISS {
         // TCX makes the flow if it must have the packet anyway.
-        if F::is_partial(headers, packet) || F::ttl(headers) <= 1 {
+        if F::is_partial(headers, packet)
+            || F::ttl(headers) <= 1
+            || !is_for_this_host(F::link(headers), packet.ingress)
+        {
             return Step::HAND_OVER;
         }
         return new_flow::<F>(ctx, packet, entry);
@@ -203,6 +209,24 @@ fn refuse(step: Step, bytes: u32) -> u32 {
     }
     stats::reason_number(number, bytes);
     XDP_DROP
+}
+
+/// Whether a frame's destination MAC is that of the device it came in by. Established flows need no such
+/// look: they are on their own node.
+#[inline(always)]
+fn is_for_this_host(destination: [u16; 3], ingress: u32) -> bool {
+    // SAFETY: copied at once.
+    let Some(device) = unsafe { DEVICE_INDEX.get(ingress) }.and_then(|index| DEVICES.get(*index))
+    else {
+        return false;
+    };
+    let [m0, m1, m2, m3, m4, m5] = device.mac;
+    destination
+        == [
+            u16::from_ne_bytes([m0, m1]),
+            u16::from_ne_bytes([m2, m3]),
+            u16::from_ne_bytes([m4, m5]),
+        ]
 }
 
 #[inline(always)]

@@ -31,11 +31,11 @@ fn states(lab: &Lab) -> Vec<u8> {
     let v4 = lab
         .flows4(names::FLOWS_V4)
         .into_values()
-        .map(|entry| Head(entry.head).state());
+        .map(|entry| Head(entry.head).state() & !state::QUEUED);
     let v6 = lab
         .flows6(names::FLOWS_V6)
         .into_values()
-        .map(|entry| Head(entry.head).state());
+        .map(|entry| Head(entry.head).state() & !state::QUEUED);
     v4.chain(v6).collect()
 }
 

@@ -383,13 +383,15 @@ impl<'l> Pair<'l> {
         } else {
             OUTSIDE
         };
+        let mut frame = frame.to_vec();
+        frame.splice(..6, port.mac);
         if self.lab.hook() == Hook::Xdp && port != PODS {
-            let outcome = self.lab.xdp(frame, port);
+            let outcome = self.lab.xdp(&frame, port);
             if outcome.verdict != Verdict::Pass {
                 return outcome;
             }
         }
-        self.lab.ingress(frame, port)
+        self.lab.ingress(&frame, port)
     }
 }
 
