@@ -162,7 +162,7 @@ impl Cluster {
         }
         fs::create_dir_all(&self.run).with_context(|| format!("make {}", self.run.display()))?;
         kernel::save(&self.run)?;
-        self.processes.prepare()?;
+        self.processes.prepare(nodes)?;
         self.network.connect(nodes)?;
         self.describe(&artifacts.components)?;
         let control = Control {

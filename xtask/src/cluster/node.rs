@@ -275,7 +275,6 @@ authentication:
 authorization: {{mode: AlwaysAllow}}
 cgroupDriver: cgroupfs
 cgroupRoot: {cgroup}
-cgroupsPerQOS: false
 containerRuntimeEndpoint: unix://{SOCKET}
 enforceNodeAllocatable: []
 evictionHard: {{memory.available: 50Mi, nodefs.available: 1%, nodefs.inodesFree: 1%, imagefs.available: 1%}}

@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
 
+use super::topology::Node;
 use crate::command;
 
 const CGROUPS: &str = "/sys/fs/cgroup";
@@ -47,13 +48,23 @@ impl Processes {
         self.logs.join(format!("{name}.log"))
     }
 
-    /// Makes the control groups.
+    /// Makes the control groups, those for the pods of `nodes` in every hierarchy.
     ///
     /// # Errors
     /// They cannot be made.
-    pub(super) fn prepare(&self) -> Result<()> {
-        let group = self.base().join(OWN);
-        fs::create_dir_all(&group).with_context(|| format!("make {}", group.display()))?;
+    pub(super) fn prepare(&self, nodes: &[Node]) -> Result<()> {
+        make(&self.base().join(OWN))?;
+        let all = hierarchies();
+        for node in nodes {
+            for hierarchy in &all {
+                // From the top: a group for CPU sets starts without any, and takes no process.
+                let group = hierarchy.join(&self.group);
+                for group in [&group, &group.join(&node.name)] {
+                    make(group)?;
+                    inherit(group)?;
+                }
+            }
+        }
         fs::create_dir_all(&self.logs).with_context(|| format!("make {}", self.logs.display()))
     }
 
@@ -101,8 +112,8 @@ impl Processes {
             ));
             Ok(None)
         })?;
-        for hierarchy in self.hierarchies() {
-            remove(&hierarchy)?;
+        for hierarchy in hierarchies() {
+            remove(&hierarchy.join(&self.group))?;
         }
         Ok(())
     }
@@ -116,16 +127,36 @@ impl Processes {
         let separate = Path::new(FREEZER).is_dir();
         Path::new(if separate { FREEZER } else { CGROUPS }).join(&self.group)
     }
+}
 
-    /// The group in every hierarchy: container run times make it in each.
-    fn hierarchies(&self) -> Vec<PathBuf> {
-        let controllers = fs::read_dir(CGROUPS).into_iter().flatten().flatten();
-        controllers
-            .map(|entry| entry.path().join(&self.group))
-            .chain([Path::new(CGROUPS).join(&self.group)])
-            .filter(|group| group.is_dir())
-            .collect()
+/// The top of each hierarchy; only one where all controllers are in the same.
+fn hierarchies() -> Vec<PathBuf> {
+    if !Path::new(FREEZER).is_dir() {
+        return vec![CGROUPS.into()];
     }
+    let entries = fs::read_dir(CGROUPS).into_iter().flatten().flatten();
+    entries
+        // Some are there under a second name.
+        .filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()))
+        .map(|entry| entry.path())
+        .collect()
+}
+
+fn make(group: &Path) -> Result<()> {
+    fs::create_dir_all(group).with_context(|| format!("make {}", group.display()))
+}
+
+/// Gives a group the CPUs and memory of the one above, where that does not go without saying.
+fn inherit(group: &Path) -> Result<()> {
+    for setting in ["cpuset.cpus", "cpuset.mems"] {
+        let file = group.join(setting);
+        let above = group.with_file_name(setting);
+        let is_empty = fs::read_to_string(&file).is_ok_and(|text| text.trim().is_empty());
+        if let (true, Ok(value)) = (is_empty, fs::read_to_string(above)) {
+            fs::write(&file, value).with_context(|| format!("write {}", file.display()))?;
+        }
+    }
+    Ok(())
 }
 
 /// Asks again and again until there is an answer.
