@@ -57,6 +57,16 @@ pub(crate) enum Task {
         /// A docker-archive or OCI archive
         archive: PathBuf,
     },
+    /// Kill a program, such as `kube-apiserver` or `worker1-kubelet`
+    Stop {
+        /// The program
+        name: String,
+    },
+    /// Start a program again
+    Start {
+        /// The program
+        name: String,
+    },
     /// Run a command in `client`, `router`, `control` or a node
     Exec {
         /// Where
@@ -107,6 +117,8 @@ pub(crate) fn cluster(task: Task) -> Result<()> {
         Task::Down => cluster.down(),
         Task::Kubectl { arguments } => cluster.pass(cluster.kubectl().args(&arguments)),
         Task::Load { archive } => cluster.load(&archive),
+        Task::Stop { name } => cluster.processes.stop(&name),
+        Task::Start { name } => cluster.processes.resume(&name),
         Task::Exec { place, arguments } => cluster.pass(&mut cluster.exec(&place, &arguments)?),
     }
 }
@@ -127,9 +139,13 @@ impl Cluster {
         // Short: network namespaces and control groups of several trees must differ, not more.
         let name = format!("sluice-{:04x}", hasher.finish() & 0xffff);
         Self {
-            run: directory.join("run"),
             network: Network::new(&name),
-            processes: Processes::new(&name, &directory.join("log")),
+            processes: Processes::new(
+                &name,
+                &directory.join("log"),
+                &directory.join("run/programs"),
+            ),
+            run: directory.join("run"),
             directory,
         }
     }
@@ -226,7 +242,7 @@ impl Cluster {
         for node in nodes {
             let name = node?.file_name();
             let name = name.to_string_lossy();
-            node::import(node::anchor(&self.run, &name)?, archive)
+            node::import(node::anchor(&self.processes, &name)?, archive)
                 .with_context(|| format!("give {name} the image"))?;
         }
         Ok(())
@@ -237,7 +253,7 @@ impl Cluster {
         let mut command = if matches!(place, "client" | "router" | control::NAMESPACE) {
             self.network.within(place, program)
         } else {
-            let anchor = node::anchor(&self.run, place)?;
+            let anchor = node::anchor(&self.processes, place)?;
             node::enter(anchor, &self.network, place, program)
         };
         command.args(arguments);

@@ -79,8 +79,10 @@ impl Control<'_> {
         )?;
         let mut etcd = self.component("etcd");
         etcd.arg("--data-dir").arg(directory.join("etcd"));
-        self.launch("etcd", &etcd)?;
-        self.launch("kube-apiserver", &self.api_server(&directory, &key))
+        self.processes.start("etcd", &etcd)?;
+        self.processes
+            .start("kube-apiserver", &self.api_server(&directory, &key))?;
+        Ok(())
     }
 
     fn api_server(&self, directory: &Path, key: &Path) -> Command {
@@ -134,13 +136,15 @@ impl Control<'_> {
             .arg("--service-account-private-key-file")
             .arg(self.run.join("control/service-accounts.key"))
             .args(["--use-service-account-credentials", "--leader-elect=false"]);
-        self.launch("kube-controller-manager", &controllers)?;
+        self.processes
+            .start("kube-controller-manager", &controllers)?;
         let mut scheduler = self.component("kube-scheduler");
         scheduler
             .arg("--kubeconfig")
             .arg(config("kube-scheduler"))
             .arg("--leader-elect=false");
-        self.launch("kube-scheduler", &scheduler)
+        self.processes.start("kube-scheduler", &scheduler)?;
+        Ok(())
     }
 
     /// Waits until pods can be started everywhere.
@@ -164,12 +168,6 @@ impl Control<'_> {
         let mut command = self.network.within(NAMESPACE, self.components);
         command.arg(name);
         command
-    }
-
-    fn launch(&self, name: &str, program: &Command) -> Result<()> {
-        let id = self.processes.start(name, program)?;
-        let file = self.run.join("control").join(format!("{name}.pid"));
-        fs::write(&file, id.to_string()).with_context(|| format!("write {}", file.display()))
     }
 
     /// Tokens and kubeconfigs; the token is the user's name, nobody outside can reach the server.

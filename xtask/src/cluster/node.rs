@@ -79,7 +79,6 @@ impl<'a> Machine<'a> {
             .arg(&directory)
             .arg(&node.name);
         let anchor = processes.start(&format!("{}-anchor", node.name), &anchor)?;
-        text("anchor.pid", &anchor.to_string())?;
         let machine = Self {
             node,
             directory,
@@ -150,11 +149,9 @@ impl<'a> Machine<'a> {
     }
 
     fn start_program(&self, name: &str, program: &Command) -> Result<()> {
-        let id = self
-            .processes
-            .start(&format!("{}-{name}", self.node.name), program)?;
-        let file = self.directory.join(format!("{name}.pid"));
-        fs::write(&file, id.to_string()).with_context(|| format!("write {}", file.display()))
+        let name = format!("{}-{name}", self.node.name);
+        self.processes.start(&name, program)?;
+        Ok(())
     }
 }
 
@@ -163,16 +160,12 @@ pub(super) fn directory(run: &Path, name: &str) -> PathBuf {
     run.join("nodes").join(name)
 }
 
-/// The process that holds a node's namespaces, read from its directory.
+/// The process that holds a node's namespaces.
 ///
 /// # Errors
 /// There is no such node.
-pub(super) fn anchor(run: &Path, name: &str) -> Result<u32> {
-    let file = directory(run, name).join("anchor.pid");
-    let text = fs::read_to_string(&file).with_context(|| format!("there is no node {name}"))?;
-    text.trim()
-        .parse()
-        .with_context(|| format!("read {}", file.display()))
+pub(super) fn anchor(processes: &Processes, name: &str) -> Result<u32> {
+    processes.id(&format!("{name}-anchor"))
 }
 
 /// A command that runs in a node.

@@ -10,7 +10,7 @@ use std::process::{Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result, bail, ensure};
 
 use super::topology::Node;
 use crate::command;
@@ -27,25 +27,23 @@ const PATIENCE: Duration = Duration::from_secs(20);
 pub(super) struct Processes {
     group: String,
     logs: PathBuf,
+    records: PathBuf,
 }
 
 impl Processes {
-    /// For the cluster whose control groups are called `group` and whose logs are in `logs`.
-    pub(super) fn new(group: &str, logs: &Path) -> Self {
+    /// For the cluster whose control groups are called `group`, with output in `logs` and what was
+    /// started written to `records`.
+    pub(super) fn new(group: &str, logs: &Path, records: &Path) -> Self {
         Self {
             group: group.to_owned(),
             logs: logs.to_owned(),
+            records: records.to_owned(),
         }
     }
 
     /// The control group for the pods of a node, as the kubelet is told.
     pub(super) fn pods(&self, node: &str) -> String {
         format!("/{}/{node}", self.group)
-    }
-
-    /// The file a program's output goes to.
-    pub(super) fn log(&self, name: &str) -> PathBuf {
-        self.logs.join(format!("{name}.log"))
     }
 
     /// Makes the control groups, those for the pods of `nodes` in every hierarchy.
@@ -65,7 +63,8 @@ impl Processes {
                 }
             }
         }
-        fs::create_dir_all(&self.logs).with_context(|| format!("make {}", self.logs.display()))
+        make(&self.records)?;
+        make(&self.logs)
     }
 
     /// Starts a program that goes on when this task ends, and returns its process id.
@@ -73,7 +72,54 @@ impl Processes {
     /// # Errors
     /// It does not start.
     pub(super) fn start(&self, name: &str, program: &Command) -> Result<u32> {
-        let log = self.log(name);
+        let words: Vec<_> = [program.get_program()]
+            .into_iter()
+            .chain(program.get_args())
+            .map(|word| word.to_string_lossy().into_owned())
+            .collect();
+        self.record(name, &words.join("\0"))?;
+        self.spawn(name, &words)
+    }
+
+    /// Starts a program again that [`stop`](Self::stop) ended, or that ended itself.
+    ///
+    /// # Errors
+    /// It was never started, it runs, or it does not start.
+    pub(super) fn resume(&self, name: &str) -> Result<()> {
+        let words = self.recorded(name)?;
+        ensure!(!self.is_running(self.id(name)?)?, "{name} runs");
+        let words: Vec<_> = words.split('\0').map(str::to_owned).collect();
+        self.spawn(name, &words)?;
+        Ok(())
+    }
+
+    /// Kills a program; what it started goes on.
+    ///
+    /// # Errors
+    /// It was never started, or does not end.
+    pub(super) fn stop(&self, name: &str) -> Result<()> {
+        let id = self.id(name)?;
+        wait(&format!("{name} to end"), PATIENCE, || {
+            if !self.is_running(id)? {
+                return Ok(Some(()));
+            }
+            command::output(Command::new("kill").args(["-KILL", &id.to_string()]))?;
+            Ok(None)
+        })
+    }
+
+    /// The process id of a program that was started.
+    ///
+    /// # Errors
+    /// None of that name was.
+    pub(super) fn id(&self, name: &str) -> Result<u32> {
+        let text = self.recorded(&format!("{name}.pid"))?;
+        text.parse()
+            .with_context(|| format!("the process id of {name}"))
+    }
+
+    fn spawn(&self, name: &str, words: &[String]) -> Result<u32> {
+        let log = self.logs.join(format!("{name}.log"));
         let out = File::options()
             .create(true)
             .append(true)
@@ -83,17 +129,38 @@ impl Processes {
         shell
             .args(["-c", "echo $$ > \"$0\" && exec \"$@\""])
             .arg(self.base().join(OWN).join("cgroup.procs"))
-            .arg(program.get_program())
-            .args(program.get_args())
+            .args(words)
             .process_group(0)
             .stdin(Stdio::null())
             .stdout(out.try_clone().context("a second handle of a log")?)
             .stderr(out);
-        if let Some(directory) = program.get_current_dir() {
-            shell.current_dir(directory);
-        }
-        let child = shell.spawn().with_context(|| format!("start {name}"))?;
-        Ok(child.id())
+        let id = shell.spawn().with_context(|| format!("start {name}"))?.id();
+        self.record(&format!("{name}.pid"), &id.to_string())?;
+        Ok(id)
+    }
+
+    fn record(&self, name: &str, text: &str) -> Result<()> {
+        let file = self.records.join(name);
+        fs::write(&file, text).with_context(|| format!("write {}", file.display()))
+    }
+
+    fn recorded(&self, name: &str) -> Result<String> {
+        let file = self.records.join(name);
+        fs::read_to_string(&file).with_context(|| {
+            let known = fs::read_dir(&self.records).into_iter().flatten().flatten();
+            let mut known: Vec<_> = known
+                .map(|entry| entry.file_name().to_string_lossy().into_owned())
+                .filter(|name| name.strip_suffix(".pid").is_none())
+                .collect();
+            known.sort();
+            let name = name.trim_end_matches(".pid");
+            format!("{name} was not started; these were: {}", known.join(" "))
+        })
+    }
+
+    /// Whether the process is still ours: numbers are used again.
+    fn is_running(&self, id: u32) -> Result<bool> {
+        Ok(members(&self.base())?.contains(&id.to_string()))
     }
 
     /// Ends every process of the cluster and removes its control groups.
