@@ -108,7 +108,8 @@ fn go(sources: &Path, bin: &Path, package: &str) -> Result<Command> {
     let variable = "-X k8s.io/component-base/version.git";
     let mut go = Command::new("nice");
     go.arg(program)
-        .args(["build", "-trimpath", "-ldflags"])
+        // Not the state of the working tree: equal sources give an equal program.
+        .args(["build", "-trimpath", "-buildvcs=false", "-ldflags"])
         .arg(format!(
             "-s -w {variable}Version={KUBERNETES} {variable}Major={major} {variable}Minor={minor}"
         ))
