@@ -54,6 +54,15 @@ pub(crate) fn run(ctx: *mut __sk_buff) -> i32 {
         stats::reason(Reason::NotOurs, skb.length());
         return NEXT;
     }
+    // Generic XDP that had to copy the skb leaves no note of the link layer's length: the data then
+    // starts at the IP header.
+    if is_ip
+        && let Some(view) = skb.packet().view::<14>()
+        && view.u16::<12>() != ether_type
+        && !skb.push_link()
+    {
+        return truncated(skb);
+    }
     skb.pull(HEADERS);
     if ether_type == EtherType::Ipv4 as u16 {
         const PROTOCOL: usize = size_of::<EthHdr>() + offset_of!(Ipv4Hdr, proto);

@@ -7,7 +7,7 @@ use aya_ebpf::{
     bindings::{__sk_buff, BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, BPF_F_RECOMPUTE_CSUM},
     helpers::generated::{
         bpf_csum_diff, bpf_l3_csum_replace, bpf_l4_csum_replace, bpf_redirect, bpf_skb_adjust_room,
-        bpf_skb_change_tail, bpf_skb_pull_data, bpf_skb_store_bytes,
+        bpf_skb_change_head, bpf_skb_change_tail, bpf_skb_pull_data, bpf_skb_store_bytes,
     },
 };
 use lb_common::{
@@ -107,6 +107,13 @@ impl Skb {
     pub(crate) fn cut(self, bytes: u32) -> bool {
         // SAFETY: plain helper call.
         unsafe { bpf_skb_change_tail(self.0, bytes, 0) == 0 }
+    }
+
+    /// Puts an empty Ethernet header in front.
+    #[inline(always)]
+    pub(crate) fn push_link(self) -> bool {
+        // SAFETY: plain helper call.
+        unsafe { bpf_skb_change_head(self.0, IP, 0) == 0 }
     }
 
     /// Makes room for `bytes` between the Ethernet and the IP header.
