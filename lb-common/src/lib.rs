@@ -20,6 +20,7 @@ pub mod flow;
 pub mod maglev;
 pub mod names;
 pub mod reason;
+pub mod refusal;
 pub mod service;
 pub mod traffic;
 pub mod wire;

@@ -103,6 +103,8 @@ maps! {
     SERVICE_TRAFFIC = 65_536,
     /// Per-CPU traffic by backend id.
     BACKEND_TRAFFIC = 65_536,
+    /// Ring buffer of [`crate::refusal::Refusal`], in bytes: a power of two, whole pages.
+    EVENTS = 65_536,
     /// Per-CPU working memory for what the stack has no room for.
     SCRATCH = 2,
     /// Per-CPU budget of replies: tick and replies sent in it.

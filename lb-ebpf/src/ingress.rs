@@ -12,6 +12,7 @@ use lb_common::{
     conntrack::{Entry as _, flag},
     flow::Flow as _,
     reason::{Event, Reason, Verdict},
+    refusal::is_told,
     service::address_role,
 };
 use network_types::{
@@ -30,7 +31,7 @@ use crate::{
     skb::{Placement, Skb},
     stats,
     tables::{self, config},
-    words,
+    tell, words,
 };
 
 /// `TCX_NEXT`: the next program of the hook decides, the stack in the end.
@@ -299,6 +300,9 @@ fn refuse<F: SkbFrame + reply::Reply>(
         }
     }
     stats::reason_number(number, packet.length);
+    if is_told(number) {
+        tell::refusal::<F>(packet, number);
+    }
     if number == Reason::NotOurs as u32 || number == Reason::UnknownFlowToStack as u32 {
         NEXT
     } else {

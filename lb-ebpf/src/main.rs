@@ -43,6 +43,7 @@ mod select;
 mod skb;
 mod stats;
 mod tables;
+mod tell;
 mod trace;
 mod words;
 mod xdp;

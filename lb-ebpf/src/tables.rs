@@ -1,7 +1,7 @@
 //! The maps, and lookups that hand out copies or pointers good for one access.
 
 use aya_ebpf::{
-    btf_maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, Queue},
+    btf_maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, Queue, RingBuf},
     macros::btf_map,
 };
 use lb_common::{
@@ -12,6 +12,7 @@ use lb_common::{
     flow::{AddressFilter, Flow4, Flow6},
     maglev::SLOTS_PER_ELEMENT,
     names::entries,
+    refusal::Refusal,
     service::{
         AddressRole, Backend4, Backend6, FragmentKey, FragmentPorts, Frontend, FrontendKey4,
         FrontendKey6, Member, MemberKey, Service, ServiceName, SourceRange,
@@ -113,6 +114,7 @@ tables! {
     COUNTERS: PerCpuArray<Tally, { entries::COUNTERS }>,
     SERVICE_TRAFFIC: PerCpuArray<Traffic, { entries::SERVICE_TRAFFIC }>,
     BACKEND_TRAFFIC: PerCpuArray<Traffic, { entries::BACKEND_TRAFFIC }>,
+    EVENTS: RingBuf<Refusal, { entries::EVENTS }>,
     SCRATCH: PerCpuArray<Scratch, { entries::SCRATCH }>,
     REPLY_BUDGET: PerCpuArray<ReplyBudget, { entries::REPLY_BUDGET }>,
 }

@@ -18,6 +18,7 @@ use lb_common::{
     conntrack::{Entry as _, flag},
     device::device_flag,
     reason::{Event, Reason},
+    refusal::is_told,
 };
 use network_types::eth::{EthHdr, EtherType};
 
@@ -30,7 +31,7 @@ use crate::{
     packet::Packet,
     select, stats,
     tables::{DEVICE_INDEX, DEVICES, config},
-    words,
+    tell, words,
 };
 
 /// Reads the EtherType and runs the family's path. Returns the XDP verdict.
@@ -70,7 +71,7 @@ fn balance<F: Frame>(ctx: &XdpContext, frame: Packet) -> u32 {
         other => unusual::<F>(ctx, headers, packet, other, entry),
     };
     if step != Step::FORWARD {
-        return refuse(step, packet.length);
+        return refuse::<F>(step, packet);
     }
     send::<F>(headers, packet, entry)
 }
@@ -191,7 +192,8 @@ fn hand_over(bytes: u32) -> u32 {
 /// What XDP does with a packet it does not send: foreign ones pass uncounted (TCX counts them), those
 /// that need an answer or a longer look go to TCX, the others end here.
 #[inline(always)]
-fn refuse(step: Step, bytes: u32) -> u32 {
+fn refuse<F: Frame>(step: Step, packet: &FlowPacket<F::Flow>) -> u32 {
+    let bytes = packet.length;
     let Some(number) = step.reason() else {
         return hand_over(bytes);
     };
@@ -208,6 +210,9 @@ fn refuse(step: Step, bytes: u32) -> u32 {
         }
     }
     stats::reason_number(number, bytes);
+    if is_told(number) {
+        tell::refusal::<F>(packet, number);
+    }
     XDP_DROP
 }
 

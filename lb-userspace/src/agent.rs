@@ -16,6 +16,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use lb_common::names;
 use tokio::{
     signal::unix::{SignalKind, signal},
     sync::watch,
@@ -39,6 +40,7 @@ use crate::{
     netfilter,
     pins::{self, LoadOptions, PinError},
     preflight::{self, PreflightError},
+    refusals::Refusals,
 };
 
 mod interfaces;
@@ -49,6 +51,8 @@ mod worker;
 const RESYNC: Duration = Duration::from_mins(1);
 /// Longest time between two looks at the flows.
 const EXPIRY: Duration = Duration::from_secs(10);
+/// How often refusals of the data path are read.
+const REFUSALS: Duration = Duration::from_secs(1);
 /// How long a burst of changes is gathered.
 const GATHER: Duration = Duration::from_millis(1);
 
@@ -163,6 +167,7 @@ struct Agent {
     /// `None` while a blocking thread has it.
     worker: Option<Worker>,
     expiry: Option<Expiry>,
+    refusals: Refusals,
     expiry_interval: Duration,
     failures: u32,
 }
@@ -200,6 +205,8 @@ impl Agent {
         let idle = IdleTicks::new(&config.timeouts, tick_seconds);
         let expiry =
             Expiry::open(&pins, idle).map_err(AgentError::kernel("open the flow tables"))?;
+        let refusals = Refusals::open(&pins.map(names::EVENTS))
+            .map_err(AgentError::kernel("open the ring buffer EVENTS"))?;
         let in_use = expiry
             .in_use()
             .map_err(AgentError::kernel("read the flow tables"))?;
@@ -217,6 +224,7 @@ impl Agent {
             interfaces,
             worker: Some(worker),
             expiry: Some(expiry),
+            refusals,
             failures: 0,
         })
     }
@@ -240,6 +248,8 @@ impl Agent {
         let mut resync = interval_at(now + RESYNC, RESYNC);
         let mut expiry = interval_at(now + self.expiry_interval, self.expiry_interval);
         expiry.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut refusals = interval_at(now + REFUSALS, REFUSALS);
+        refusals.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut expiring: Option<JoinHandle<(Expiry, Instant, std::io::Result<Pass>)>> = None;
         let mut retry = retry.map(|wait| now + wait);
         loop {
@@ -265,6 +275,10 @@ impl Agent {
                 _ = resync.tick() => self.resync().await?,
                 _ = expiry.tick(), if expiring.is_none() => {
                     expiring = self.expire();
+                    continue;
+                }
+                _ = refusals.tick() => {
+                    self.refusals.log();
                     continue;
                 }
                 done = async { expiring.as_mut()?.await.ok() }, if expiring.is_some() => {

@@ -21,6 +21,7 @@ pub mod node;
 pub mod pins;
 pub mod plan;
 pub mod preflight;
+pub mod refusals;
 pub mod snapshot;
 pub mod tables;
 pub mod telemetry;

@@ -138,6 +138,10 @@ pub struct ServiceRecord {
     pub source_ranges: u32,
 }
 
+#[expect(
+    clippy::trivially_copy_pass_by_ref,
+    reason = "the signature serde calls"
+)]
 fn selection<S: serde::Serializer>(value: &Selection, serializer: S) -> Result<S::Ok, S::Error> {
     use serde::ser::SerializeStruct as _;
     let mut s = serializer.serialize_struct("Selection", 2)?;

@@ -21,6 +21,7 @@ use lb_userspace::{
     dataplane::{Dataplane as _, bpf::BpfDataplane},
     diff::diff,
     kernel::{Map, TestRun, test_run},
+    refusals::{Refusals, Refused},
     tables::TableSet,
 };
 
@@ -92,6 +93,7 @@ pub struct Lab {
     ebpf: Ebpf,
     dataplane: BpfDataplane,
     maps: BTreeMap<&'static str, Map>,
+    refusals: RefCell<Refusals>,
     hook: Hook,
 }
 
@@ -137,7 +139,10 @@ impl Lab {
             .btf(None)
             .override_global(names::CONFIG, config, true);
         for &(name, entries) in names::MAPS {
-            let entries = u32::try_from(entries).expect("a map's size").min(SMALL);
+            let entries = u32::try_from(entries).expect("a map's size");
+            // A ring buffer is measured in bytes, whole pages.
+            let least = if name == names::EVENTS { 65_536 } else { SMALL };
+            let entries = entries.min(least);
             loader
                 .map_max_entries(name, entries)
                 .map_pin_path(name, maps.join(name));
@@ -146,6 +151,7 @@ impl Lab {
             .load_file(require::object_path())
             .expect("the data path loads");
         let dataplane = BpfDataplane::open(&maps).expect("the maps open");
+        let refusals = Refusals::open(&maps.join(names::EVENTS)).expect("the ring buffer opens");
         let opened = names::MAPS.iter().map(|&(name, _)| {
             let map = Map::open_pinned(&maps.join(name));
             (name, map.unwrap_or_else(|e| panic!("map {name}: {e}")))
@@ -157,6 +163,7 @@ impl Lab {
             ebpf,
             dataplane,
             maps: opened,
+            refusals: RefCell::new(refusals),
             hook: Hook::Xdp,
         };
         lab.load_programs();
@@ -208,6 +215,11 @@ impl Lab {
     /// The hook under test.
     pub fn hook(&self) -> Hook {
         self.hook
+    }
+
+    /// What the data path told of refused packets since the last call.
+    pub fn refusals(&self) -> BTreeMap<Refused, u64> {
+        self.refusals.borrow_mut().read()
     }
 
     /// A map.

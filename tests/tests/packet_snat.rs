@@ -1,6 +1,6 @@
 //! SNAT addresses and ports: which are chosen, when they collide, and what happens on a miss.
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, net::SocketAddr};
 
 use lb_common::{
     names,
@@ -14,6 +14,7 @@ use lb_tests::{
     packet::packet,
     run::Lab,
 };
+use lb_userspace::refusals::Refused;
 
 /// The source ports all embryonic forward halves write.
 fn written_ports(lab: &Lab) -> BTreeSet<u16> {
@@ -82,10 +83,24 @@ fn exhaustion_by_established_flows_is_counted() {
         .map(|book| {
             let talk = Conversation::new(book, Mode::FullNat);
             let rival = book.first(&book.far_client(40_000), &book.vip(443));
+            let vip: SocketAddr = book.vip(443).parse().expect("an address and a port");
             case(format!("{}: exhausted", book.name()), talk.tables())
-                .then(|lab| lab.snat_ports(40_000, 1))
+                .then(|lab| {
+                    lab.snat_ports(40_000, 1);
+                    lab.refusals();
+                })
                 .steps(talk.handshake())
                 .step(from(OUTSIDE, &rival).drops(Reason::SnatExhausted))
+                .then(move |lab| {
+                    let told = lab.refusals();
+                    let refused = Refused {
+                        reason: Reason::SnatExhausted as u32,
+                        destination: vip.ip(),
+                        port: vip.port(),
+                        protocol: if book.is_udp() { 17 } else { 6 },
+                    };
+                    assert_eq!(told, [(refused, 1)].into());
+                })
                 .flows(2, 0)
                 .step(talk.request(&talk.question()))
         })

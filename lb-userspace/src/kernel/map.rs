@@ -46,6 +46,8 @@ impl MapInfo {
     pub const LPM_TRIE: u32 = 11;
     /// `BPF_MAP_TYPE_QUEUE`.
     pub const QUEUE: u32 = 22;
+    /// `BPF_MAP_TYPE_RINGBUF`; its `max_entries` are bytes.
+    pub const RINGBUF: u32 = 27;
     /// `BPF_F_NO_PREALLOC`.
     pub const NO_PREALLOC: u32 = 1;
     /// `BPF_F_MMAPABLE`.

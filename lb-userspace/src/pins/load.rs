@@ -71,7 +71,7 @@ pub fn object(file: Option<&Path>) -> Result<Cow<'static, [u8]>, PinError> {
             .map(Cow::Owned)
             .map_err(PinError::io(format!("read object {}", file.display())));
     }
-    embedded().map(Cow::Borrowed).ok_or_else(|| {
+    EMBEDDED.map(Cow::Borrowed).ok_or_else(|| {
         PinError::Object(
             "none is built into this program; name one with --object (cargo xtask build-ebpf)"
                 .to_owned(),
@@ -79,18 +79,16 @@ pub fn object(file: Option<&Path>) -> Result<Cow<'static, [u8]>, PinError> {
     })
 }
 
+/// The object built into this program, with feature `bpf`.
 #[cfg(feature = "bpf")]
-fn embedded() -> Option<&'static [u8]> {
-    Some(aya::include_bytes_aligned!(concat!(
-        env!("CARGO_MANIFEST_DIR"),
-        "/../target/bpfel-unknown-none/release/lb-ebpf"
-    )))
-}
+const EMBEDDED: Option<&[u8]> = Some(aya::include_bytes_aligned!(concat!(
+    env!("CARGO_MANIFEST_DIR"),
+    "/../target/bpfel-unknown-none/release/lb-ebpf"
+)));
 
+/// Without it there is none.
 #[cfg(not(feature = "bpf"))]
-const fn embedded() -> Option<&'static [u8]> {
-    None
-}
+const EMBEDDED: Option<&[u8]> = None;
 
 /// Makes or adopts the maps, loads the programs and pins what must outlive the agent. Attaches
 /// nothing that sees packets.

@@ -86,6 +86,8 @@ catalog! {
     ReplyBudget = "reply-budget": [REPLY_BUDGET],
     /// Working memory of the data path.
     Scratch = "scratch": [SCRATCH],
+    /// Refusals told to the agent, which reads them off.
+    Events = "events": [EVENTS],
 }
 
 /// A view, perhaps of one family only.

@@ -68,6 +68,8 @@ pub struct Contents {
     pub reply_budget: Vec<ReplyBudget>,
     /// Bytes a CPU has in `SCRATCH`, which only the data path understands.
     pub scratch_bytes: Option<u32>,
+    /// Bytes `EVENTS` has room for; whoever reads it takes away what the agent should see.
+    pub event_bytes: Option<u32>,
     /// Names of the interfaces, by interface index.
     pub interfaces: BTreeMap<u32, String>,
     /// The data path's clock, if its program could be run.

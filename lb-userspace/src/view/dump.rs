@@ -38,6 +38,7 @@ pub fn dump(contents: &Contents, choice: Choice) -> Box<dyn Sheet> {
         View::BackendTraffic => Box::new(traffic::backends(contents)),
         View::ReplyBudget => Box::new(traffic::reply_budget(contents)),
         View::Scratch => Box::new(traffic::scratch(contents)),
+        View::Events => Box::new(traffic::events(contents)),
         View::Fragments => Box::new(traffic::fragments(contents)),
         View::NextHops => Box::new(network::next_hops(contents)),
         View::NextHopIndex => Box::new(network::next_hop_index(contents)),

@@ -298,6 +298,10 @@ impl Reader {
                 let bytes = self.map(names::SCRATCH, |map| Ok(map.info().value_size))?;
                 contents.scratch_bytes = Some(bytes);
             }
+            View::Events => {
+                let bytes = self.map(names::EVENTS, |map| Ok(map.info().max_entries))?;
+                contents.event_bytes = Some(bytes);
+            }
             // In the plan's tables.
             View::Frontends
             | View::GatewayEndpoints
@@ -358,6 +362,7 @@ const fn needs_tables(view: View) -> bool {
             | View::Counters
             | View::ReplyBudget
             | View::Scratch
+            | View::Events
     )
 }
 

@@ -122,7 +122,7 @@ fn used(contents: &Contents, map: &str) -> Option<usize> {
         names::BACKEND_TRAFFIC => contents.backend_traffic.len(),
         names::REPLY_BUDGET => usize::from(contents.reply_budget.iter().any(|b| b.tick != 0)),
         // The kernel lends a queue's first element only (CLOSING_V4, CLOSING_V6, NEXT_HOP_FREE);
-        // working memory (SCRATCH) is not in use between packets.
+        // working memory (SCRATCH) is not in use between packets; reading EVENTS would empty it.
         _ => return None,
     })
 }
@@ -136,6 +136,7 @@ fn kind_name(kind: u32) -> String {
         MapInfo::LRU_HASH => "lru hash".into(),
         MapInfo::LPM_TRIE => "lpm trie".into(),
         MapInfo::QUEUE => "queue".into(),
+        MapInfo::RINGBUF => "ring buffer".into(),
         other => format!("type {other}"),
     }
 }
@@ -155,6 +156,7 @@ mod tests {
             names::CLOSING_V6,
             names::NEXT_HOP_FREE,
             names::SCRATCH,
+            names::EVENTS,
         ];
         for &(map, _) in names::MAPS {
             let told = used(&Contents::default(), map);

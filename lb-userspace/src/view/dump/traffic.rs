@@ -189,3 +189,15 @@ pub(super) fn scratch(contents: &Contents) -> Vec<ScratchRow> {
         .map(|bytes_per_cpu| ScratchRow { bytes_per_cpu })
         .collect()
 }
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct EventsRow {
+    bytes: u32,
+}
+
+/// Refusals waiting for the agent: reading them would take them from it.
+pub(super) fn events(contents: &Contents) -> Vec<EventsRow> {
+    let bytes = contents.event_bytes.into_iter();
+    bytes.map(|bytes| EventsRow { bytes }).collect()
+}
