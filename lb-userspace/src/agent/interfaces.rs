@@ -167,7 +167,14 @@ impl Interfaces {
                     };
                     // Until the device is known, the address stays to be looked up.
                     self.looked_up.insert(address);
-                    if !link.loopback {
+                    if link.mac.is_none() && !link.loopback {
+                        warn!(
+                            %address,
+                            interface = link.name,
+                            "the way to this backend has no Ethernet header: its replies would \
+                             not be recognised, the device is left alone"
+                        );
+                    } else if !link.loopback {
                         self.try_hold(&interface(index, link), Hook::TcxIngress);
                     }
                 }
@@ -185,7 +192,10 @@ impl Interfaces {
         for (&index, link) in view.network.links() {
             let (v4, v6) = view.network.primary(index);
             let has_address = v4.is_some() || v6.is_some();
-            if !link.loopback && (has_address || self.managed.contains_key(&index)) {
+            if link.mac.is_some()
+                && !link.loopback
+                && (has_address || self.managed.contains_key(&index))
+            {
                 self.try_hold(&interface(index, link), Hook::TcxEgress);
             }
         }
