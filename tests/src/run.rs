@@ -277,21 +277,33 @@ impl Lab {
 
     /// Runs `lb_ingress` on a frame that came in by `port`.
     pub fn ingress(&self, frame: &[u8], port: Port) -> Outcome {
-        self.classifier(names::LB_INGRESS, frame, port)
+        self.classifier(names::LB_INGRESS, frame, port, 0)
+    }
+
+    /// Runs `lb_ingress` on a GSO packet of segments with `size` bytes of payload.
+    pub fn ingress_gso(&self, frame: &[u8], port: Port, size: u32) -> Outcome {
+        self.classifier(names::LB_INGRESS, frame, port, size)
     }
 
     /// Runs `lb_egress` on a frame about to leave by `port`.
     pub fn egress(&self, frame: &[u8], port: Port) -> Outcome {
-        self.classifier(names::LB_EGRESS, frame, port)
+        self.classifier(names::LB_EGRESS, frame, port, 0)
     }
 
-    fn classifier(&self, program: &str, frame: &[u8], port: Port) -> Outcome {
-        // struct __sk_buff; ingress_ifindex is its tenth word, ifindex its eleventh.
+    fn classifier(&self, program: &str, frame: &[u8], port: Port, gso_size: u32) -> Outcome {
+        let length = u32::try_from(frame.len()).expect("a frame's length");
+        // struct __sk_buff, by words.
         let mut fields = [0_u32; 48];
         for (at, field) in fields.iter_mut().enumerate() {
-            if at == 9 || at == 10 {
-                *field = port.ifindex;
-            }
+            *field = match at {
+                // ingress_ifindex and ifindex.
+                9 | 10 => port.ifindex,
+                // wire_len, gso_segs, gso_size.
+                40 if gso_size != 0 => length,
+                41 if gso_size != 0 => length.div_ceil(gso_size),
+                44 => gso_size,
+                _ => 0,
+            };
         }
         let (verdict, frame) = self.run(program, frame, &words(&fields));
         let verdict = match verdict {
