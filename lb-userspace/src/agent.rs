@@ -305,7 +305,7 @@ impl Agent {
         let planned = Arc::clone(&source);
         let (draft, ()) = self
             .blocking(move |worker| {
-                let mut draft = worker.plan(&planned.snapshot, &node);
+                let mut draft = worker.plan(&planned.snapshot, &node, planned.unread);
                 let mut rejected = planned.rejections.clone();
                 rejected.append(&mut draft.plan.rejected);
                 rejected.sort_unstable();

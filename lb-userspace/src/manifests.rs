@@ -28,6 +28,8 @@ pub struct SourceState {
     pub snapshot: Snapshot,
     /// What was left out of it, or kept at an older version.
     pub rejections: Vec<Rejection>,
+    /// Something is there that cannot be read: objects may be missing that should not.
+    pub unread: bool,
     /// False until the first complete list: nothing may be changed before.
     pub complete: bool,
 }
@@ -155,6 +157,7 @@ impl ManifestSource {
         for (name, file) in &self.files {
             let name = name.to_string_lossy();
             let place = |place: &str| format!("{name} {place}").trim_end().to_owned();
+            state.unread |= !file.broken.is_empty();
             for broken in &file.broken {
                 let object = place(&broken.object);
                 state.rejections.push(Rejection {

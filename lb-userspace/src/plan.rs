@@ -23,7 +23,10 @@ mod claims;
 mod draft;
 mod endpoints;
 mod ids;
+mod keep;
 mod publish;
+
+pub use keep::keep;
 
 /// What the tables should hold, and what we refused to put there.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]

@@ -101,6 +101,45 @@ fn a_broken_manifest_is_named_and_the_rest_serves() {
 }
 
 #[test]
+fn a_manifest_broken_while_the_agent_was_away_keeps_what_was_served() {
+    if !require::kernel_tests() || !require::program("curl") {
+        return;
+    }
+    let _one = serial();
+    let world = World::one_armed(1);
+    let _server = http(world.backend(), "b0", 8080);
+    let mut node = Node::new(&world).snat();
+    let web = service("web")
+        .vip(VIP4)
+        .tcp(80, 8080)
+        .endpoint(&backend4(0));
+    let old = service("old")
+        .vip("192.0.2.7")
+        .tcp(80, 8080)
+        .endpoint(&backend4(0));
+    let new = service("new")
+        .vip("192.0.2.8")
+        .tcp(80, 8080)
+        .endpoint(&backend4(0));
+    node.apply("web", &web);
+    node.apply("old", &old);
+    node.start(2);
+    node.kill();
+    node.manifest("web.yaml", "kind: Service\nmetadata: {name: [\n");
+    node.remove("old.yaml");
+    node.apply("new", &new);
+    // Nobody can tell whether "old" is what cannot be read: it stays as well, until all is read.
+    node.start(3);
+    node.wait_log("web.yaml");
+    let url = format!("http://{VIP4}/");
+    let answer = || world.client.run("curl", ["-sS", "--max-time", "5", &url]);
+    assert!(answer().starts_with("b0 "));
+    node.apply("web", &web);
+    node.wait_frontends(2);
+    assert!(answer().starts_with("b0 "));
+}
+
+#[test]
 fn of_two_services_with_one_frontend_the_older_keeps_it() {
     if !require::kernel_tests() || !require::program("curl") {
         return;

@@ -18,7 +18,7 @@ use crate::{
     diff::diff,
     expire::InUse,
     node::NodeConfig,
-    plan::{Plan, Planner, Quarantine},
+    plan::{Plan, Planner, Quarantine, keep},
     snapshot::{Rejection, Snapshot},
     tables::{BackendRecord, TableSet},
 };
@@ -37,6 +37,8 @@ pub(super) struct Worker {
     /// When ids were freed: a scan frees only those which were free before it began.
     freed: Freed,
     reported: Vec<Rejection>,
+    /// Service ports an agent before us left, of which no snapshot has told yet.
+    unseen: BTreeSet<String>,
     /// When addresses last left the tables, if the filter still has their bits.
     filter_stale_since: Option<Instant>,
 }
@@ -93,9 +95,12 @@ impl Worker {
             quarantine: Quarantine::default(),
             freed: Freed::default(),
             reported: Vec::new(),
+            unseen: BTreeSet::new(),
             filter_stale_since: Some(now),
         };
         worker.resync()?;
+        let services = worker.actual.services.values();
+        worker.unseen = services.map(|record| record.name.clone()).collect();
         for id in in_use.services.iter().filter(|id| **id != 0) {
             if !worker.actual.services.contains_key(id) {
                 worker.quarantine.services.insert(*id);
@@ -124,11 +129,23 @@ impl Worker {
     }
 
     /// Decides; writes nothing.
-    pub(super) fn plan(&mut self, snapshot: &Snapshot, node: &NodeConfig) -> Draft {
+    ///
+    /// While something of the source is `unread`, what the agent before us served and no snapshot has
+    /// told of yet stays: the broken manifest may be its own.
+    pub(super) fn plan(&mut self, snapshot: &Snapshot, node: &NodeConfig, unread: bool) -> Draft {
         let begun = clock();
-        let plan = self
+        let mut plan = self
             .planner
             .plan(&self.actual, snapshot, node, &self.quarantine);
+        for record in plan.tables.services.values() {
+            self.unseen.remove(&record.name);
+        }
+        if !unread {
+            self.unseen.clear();
+        }
+        if !self.unseen.is_empty() {
+            keep(&self.actual, &mut plan.tables, &self.unseen);
+        }
         let ops = diff(&self.actual, &plan.tables);
         Draft {
             plan,

@@ -173,3 +173,54 @@ fn order_of_the_input_does_not_matter() {
     assert_eq!(forth, back);
     assert_eq!(forth.rejected.len(), 10);
 }
+
+#[test]
+fn what_could_not_be_read_at_the_start_is_kept() {
+    let both = snapshot(
+        [
+            service("a", &["192.0.2.1"], &["80"]),
+            service("b", &["192.0.2.2"], &["80"]),
+        ],
+        [
+            slice("a_1", &["80"], &["10.1.0.1"]),
+            slice("b_1", &["80"], &["10.1.0.2"]),
+        ],
+    );
+    let before = plan_of(&both, &node()).tables;
+    let lost = before.services[&1].name.clone();
+    // The file of "a" is broken, "b" changes, "c" is new.
+    let now = snapshot(
+        [
+            service("b", &["192.0.2.2"], &["80"]),
+            service("c", &["192.0.2.3"], &["80"]),
+        ],
+        [
+            slice("b_1", &["80"], &["10.1.0.2", "10.1.0.4"]),
+            slice("c_1", &["80"], &["10.1.0.3"]),
+        ],
+    );
+    let mut after = plan_after(&before, &now, &node()).tables;
+    assert!(!after.services.contains_key(&1), "the plan alone drops it");
+    keep(&before, &mut after, &[lost].into());
+    assert_eq!(after.services.len(), 3);
+    assert_eq!(after.services[&1], before.services[&1]);
+    let kept = |tables: &TableSet| -> Vec<_> {
+        let frontends = tables.frontends.iter();
+        frontends
+            .filter(|(_, record)| record.service == 1)
+            .map(|(id, _)| *id)
+            .collect()
+    };
+    assert_eq!(kept(&after), kept(&before));
+    assert_eq!(after.addresses.len(), 3);
+    assert_eq!(violations(&after), [] as [String; 0]);
+
+    let mut other = plan_after(&before, &now, &node()).tables;
+    let untouched = other.clone();
+    keep(
+        &before,
+        &mut other,
+        &["default/other:80/TCP/IPv4".to_owned()].into(),
+    );
+    assert_eq!(other, untouched, "only what is named");
+}
