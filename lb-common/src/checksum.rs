@@ -27,6 +27,14 @@ impl Difference {
         Self(self.0 + (!old) as u64 + new as u64)
     }
 
+    /// Four changed words: an IPv6 address.
+    #[inline(always)]
+    pub fn words(self, old: [u32; 4], new: [u32; 4]) -> Self {
+        old.into_iter()
+            .zip(new)
+            .fold(self, |sum, (old, new)| sum.word32(old, new))
+    }
+
     /// Everything another difference holds as well.
     #[inline(always)]
     pub const fn and(self, other: Self) -> Self {

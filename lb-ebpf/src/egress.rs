@@ -11,12 +11,13 @@ use lb_common::{
 use network_types::eth::EtherType;
 
 use crate::{
-    clock, embryonic, established,
+    clock, established,
     family::{Family, V4, V6},
     flow_packet::Step,
     forward,
     ingress::{DROP, NEXT},
     parse::{Layout, SkbFrame, blank, parse},
+    path,
     skb::{Placement, Skb},
     stats, words,
 };
@@ -63,16 +64,8 @@ fn reverse<F: SkbFrame>(skb: Skb) -> i32 {
     let mut entry = MaybeUninit::uninit();
     // SAFETY: an entry of zeroes is valid.
     let entry = unsafe { words::zeroed::<F::Entry>(&mut entry) };
-    let mut step = established::find::<F>(packet, forward::route_generation(), entry);
-    if step == Step::HAND_OVER {
-        if established::may_change_state::<F>(packet, entry) {
-            established::transition::<F>(packet, entry);
-        }
-        step = established::touch::<F>(packet, entry);
-    }
-    if step == Step::MISS {
-        step = embryonic::find::<F>(packet, entry);
-    }
+    let found = established::find::<F>(packet, forward::route_generation(), entry);
+    let step = path::known_flow::<F>(packet, found, entry);
     // The stack has routed the packet already: a stale route of ours is of no interest.
     if step == Step::MISS || step.reason().is_some() {
         return NEXT;

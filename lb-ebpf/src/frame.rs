@@ -294,7 +294,9 @@ impl Frame for V6 {
         const DESTINATION: usize = IP + offset_of!(Ipv6Hdr, dst_addr);
         let [a, b, c, d] = entry.source.0;
         let [e, f, g, h] = entry.destination.0;
-        let transport = addresses6(&packet.flow, entry.source, entry.destination)
+        let transport = Difference::new()
+            .words(packet.flow.source.0, entry.source.0)
+            .words(packet.flow.destination.0, entry.destination.0)
             .word16(packet.flow.source_port.0, entry.source_port.0)
             .word16(packet.flow.destination_port.0, entry.destination_port.0);
         macro_rules! write {
@@ -330,19 +332,6 @@ impl Frame for V6 {
             }
         }
     }
-}
-
-/// The checksum difference of a change of both IPv6 addresses.
-#[inline(always)]
-pub(crate) fn addresses6(flow: &Flow6, source: Addr6, destination: Addr6) -> Difference {
-    let mut difference = Difference::new();
-    for (old, new) in flow.source.0.into_iter().zip(source.0) {
-        difference = difference.word32(old, new);
-    }
-    for (old, new) in flow.destination.0.into_iter().zip(destination.0) {
-        difference = difference.word32(old, new);
-    }
-    difference
 }
 
 /// Protocol and length of a pseudo-header, as they add up in the packet's byte order.

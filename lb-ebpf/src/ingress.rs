@@ -21,13 +21,13 @@ use network_types::{
 };
 
 use crate::{
-    claim, clock, embryonic, established,
+    clock, established,
     family::{Family, V4, V6},
     flow_packet::{FlowPacket, Step},
     forward::{self, Resolved},
     icmp,
     parse::{HEADERS, Layout, SkbFrame, blank, parse},
-    reply, select,
+    path, reply, select,
     skb::{Placement, Skb},
     stats,
     tables::{self, config},
@@ -128,18 +128,10 @@ fn decide<F: SkbFrame>(
     packet: &FlowPacket<F::Flow>,
     entry: &mut F::Entry,
 ) -> Step {
-    let mut step = established::find::<F>(packet, forward::route_generation(), entry);
-    if step == Step::HAND_OVER {
-        if established::may_change_state::<F>(packet, entry) {
-            established::transition::<F>(packet, entry);
-        }
-        step = established::touch::<F>(packet, entry);
-    }
+    let found = established::find::<F>(packet, forward::route_generation(), entry);
+    let mut step = path::known_flow::<F>(packet, found, entry);
     if step == Step::MISS {
-        step = embryonic::find::<F>(packet, entry);
-    }
-    if step == Step::MISS {
-        return new_flow::<F>(ctx, packet, entry);
+        return path::new_flow::<F, false>(ctx, packet, entry);
     }
     let host = entry.flags() & (flag::HOST | flag::REVERSE) == flag::HOST;
     let unresolved = !host && forward::fast(entry.route().next_hop() as u32).is_none();
@@ -148,33 +140,6 @@ fn decide<F: SkbFrame>(
         step = forward::refresh::<F, false>(ctx, packet, entry);
     }
     step
-}
-
-#[inline(always)]
-fn new_flow<F: SkbFrame>(
-    ctx: *mut c_void,
-    packet: &FlowPacket<F::Flow>,
-    entry: &mut F::Entry,
-) -> Step {
-    let chosen = select::choose::<F>(packet, entry);
-    if chosen != Step::CHOSEN && chosen != Step::CHOSEN_KEEPING_SOURCE {
-        return chosen;
-    }
-    if entry.flags() & flag::HOST == 0 {
-        let step = forward::refresh::<F, false>(ctx, packet, entry);
-        if step != Step::FORWARD {
-            return step;
-        }
-    }
-    if chosen == Step::CHOSEN_KEEPING_SOURCE {
-        forward::settle_mode::<F, false>(ctx, packet, entry);
-    }
-    let step = claim::claim_reply::<F>(packet, entry);
-    if step != Step::FORWARD {
-        return step;
-    }
-    established::retire::<F>(packet.now);
-    claim::insert_forward::<F>(packet, entry)
 }
 
 /// What must be answered instead of sent.

@@ -37,6 +37,7 @@ mod icmp;
 mod ingress;
 mod packet;
 mod parse;
+mod path;
 mod quote;
 mod reply;
 mod select;

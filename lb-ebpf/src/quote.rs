@@ -235,24 +235,17 @@ impl Icmp for V6 {
         to: &Translation<Self>,
     ) -> bool {
         let (old, new) = (quoted.flow, to.quoted);
-        let mut addresses = Difference::new();
-        for (old, new) in old.source.0.into_iter().zip(new.source.0) {
-            addresses = addresses.word32(old, new);
-        }
-        for (old, new) in old.destination.0.into_iter().zip(new.destination.0) {
-            addresses = addresses.word32(old, new);
-        }
+        let addresses = Difference::new()
+            .words(old.source.0, new.source.0)
+            .words(old.destination.0, new.destination.0);
         let ports = Difference::new()
             .word16(old.source_port.0, new.source_port.0)
             .word16(old.destination_port.0, new.destination_port.0);
-        let mut icmp = addresses.and(ports);
         // The ICMPv6 checksum covers the outer addresses too.
-        for (old, new) in packet.flow.source.0.into_iter().zip(to.source.0) {
-            icmp = icmp.word32(old, new);
-        }
-        for (old, new) in packet.flow.destination.0.into_iter().zip(to.destination.0) {
-            icmp = icmp.word32(old, new);
-        }
+        let mut icmp = addresses
+            .and(ports)
+            .words(packet.flow.source.0, to.source.0)
+            .words(packet.flow.destination.0, to.destination.0);
         if quoted.check_at != 0 {
             let (check, difference) =
                 requote(addresses.and(ports), quoted.check, old.protocol as u8);

@@ -23,13 +23,13 @@ use lb_common::{
 use network_types::eth::{EthHdr, EtherType};
 
 use crate::{
-    claim, clock, embryonic, established,
+    clock, established,
     family::{V4, V6},
     flow_packet::{FlowPacket, Step},
     forward,
     frame::{Frame, IP},
     packet::Packet,
-    select, stats,
+    path, stats,
     tables::{DEVICE_INDEX, DEVICES, config},
     tell, words,
 };
@@ -86,16 +86,7 @@ fn unusual<F: Frame>(
     entry: &mut F::Entry,
 ) -> Step {
     let ctx: *mut c_void = ctx.as_ptr();
-    let mut step = found;
-    if step == Step::HAND_OVER {
-        if established::may_change_state::<F>(packet, entry) {
-            established::transition::<F>(packet, entry);
-        }
-        step = established::touch::<F>(packet, entry);
-    }
-    if step == Step::MISS {
-        step = embryonic::find::<F>(packet, entry);
-    }
+    let mut step = path::known_flow::<F>(packet, found, entry);
     if step == Step::MISS {
         // TCX makes the flow if it must have the packet anyway.
         if F::is_partial(headers, packet)
@@ -104,7 +95,7 @@ fn unusual<F: Frame>(
         {
             return Step::HAND_OVER;
         }
-        return new_flow::<F>(ctx, packet, entry);
+        return path::new_flow::<F, true>(ctx, packet, entry);
     }
     if step == Step::ROUTE || step == Step::ROUTE_OF_TICK {
         let due = step == Step::ROUTE_OF_TICK;
@@ -118,38 +109,6 @@ fn unusual<F: Frame>(
         }
     }
     step
-}
-
-/// Frontend, backend, route, mode, claim: nothing is written before the next hop is known.
-#[inline(always)]
-fn new_flow<F: Frame>(
-    ctx: *mut c_void,
-    packet: &FlowPacket<F::Flow>,
-    entry: &mut F::Entry,
-) -> Step {
-    let chosen = select::choose::<F>(packet, entry);
-    if chosen != Step::CHOSEN && chosen != Step::CHOSEN_KEEPING_SOURCE {
-        return chosen;
-    }
-    if entry.flags() & flag::HOST != 0 {
-        return Step::HAND_OVER;
-    }
-    let step = forward::refresh::<F, true>(ctx, packet, entry);
-    if step != Step::FORWARD {
-        return step;
-    }
-    if forward::fast(entry.route().next_hop() as u32).is_none() {
-        return Step::HAND_OVER;
-    }
-    if chosen == Step::CHOSEN_KEEPING_SOURCE {
-        forward::settle_mode::<F, true>(ctx, packet, entry);
-    }
-    let step = claim::claim_reply::<F>(packet, entry);
-    if step != Step::FORWARD {
-        return step;
-    }
-    established::retire::<F>(packet.now);
-    claim::insert_forward::<F>(packet, entry)
 }
 
 /// Checks what could still prevent it, then writes and redirects.
