@@ -182,21 +182,7 @@ fn a_pod_of_this_node_is_reached_by_tcx_with_all_offloads_on() {
             UdpClient::new(&world.client, &echo).ask("hello"),
             "b0 hello"
         );
-        let url = format!("http://{web}/bytes/20000000");
-        let size = world.client.run(
-            "curl",
-            [
-                "-sS",
-                "--max-time",
-                "20",
-                "-o",
-                "/dev/null",
-                "-w",
-                "%{size_download}",
-                &url,
-            ],
-        );
-        assert_eq!(size, "20000000");
+        world.fetch(&web, 20_000_000);
     }
     let (tcx, xdp) = (
         node.event(Event::TcxForwarded),
@@ -222,21 +208,7 @@ fn a_download_and_an_upload_keep_every_byte() {
     file.as_file().set_len(5_000_000).expect("a sparse file");
     let upload = format!("@{}", file.path().display());
     for web in vips(80) {
-        let url = format!("http://{web}/bytes/20000000");
-        let size = world.client.run(
-            "curl",
-            [
-                "-sS",
-                "--max-time",
-                "20",
-                "-o",
-                "/dev/null",
-                "-w",
-                "%{size_download}",
-                &url,
-            ],
-        );
-        assert_eq!(size, "20000000");
+        world.fetch(&web, 20_000_000);
         let url = format!("http://{web}/");
         let answer = world.client.run(
             "curl",

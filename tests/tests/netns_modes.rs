@@ -52,21 +52,7 @@ fn works_in_mode(mode: &str, says: &str, by_xdp: bool) {
         for _ in 0..10 {
             assert!(["10.0.0.100", "2001:db8:a::64"].contains(&seen(&world, &vip).as_str()));
         }
-        let url = format!("http://{vip}/bytes/5000000");
-        let size = world.client.run(
-            "curl",
-            [
-                "-sS",
-                "--max-time",
-                "20",
-                "-o",
-                "/dev/null",
-                "-w",
-                "%{size_download}",
-                &url,
-            ],
-        );
-        assert_eq!(size, "5000000");
+        world.fetch(&vip, 5_000_000);
     }
     for vip in vips(53) {
         assert_eq!(UdpClient::new(&world.client, &vip).ask("hello"), "b0 hello");
@@ -118,21 +104,7 @@ fn a_backend_that_is_the_node_itself_keeps_the_client() {
     node.start(4);
     for (vip, client) in vips(80).iter().zip(["198.51.100.7", "2001:db8:100::7"]) {
         assert_eq!(seen(&world, vip), client);
-        let url = format!("http://{vip}/bytes/5000000");
-        let size = world.client.run(
-            "curl",
-            [
-                "-sS",
-                "--max-time",
-                "20",
-                "-o",
-                "/dev/null",
-                "-w",
-                "%{size_download}",
-                &url,
-            ],
-        );
-        assert_eq!(size, "5000000");
+        world.fetch(vip, 5_000_000);
     }
     for vip in vips(53) {
         assert_eq!(

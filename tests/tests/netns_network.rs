@@ -173,21 +173,7 @@ fn transfer_through_narrow_hops(world: &World, node: &Node<'_>) {
     let upload = format!("@{}", file.path().display());
     for web in vips(80) {
         let before = node.event(Event::IcmpTranslated);
-        let url = format!("http://{web}/bytes/2000000");
-        let size = world.client.run(
-            "curl",
-            [
-                "-sS",
-                "--max-time",
-                "20",
-                "-o",
-                "/dev/null",
-                "-w",
-                "%{size_download}",
-                &url,
-            ],
-        );
-        assert_eq!(size, "2000000");
+        world.fetch(&web, 2_000_000);
         let downloaded = node.event(Event::IcmpTranslated);
         assert!(downloaded > before, "{web}: {:?}", node.counters());
         // What the server has learnt would show in the MSS it offers next.
@@ -256,21 +242,7 @@ fn our_own_too_big_tells_of_a_narrow_device() {
     node.start(4);
     for web in vips(80) {
         let before = node.event(Event::TooBigSent);
-        let url = format!("http://{web}/bytes/2000000");
-        let size = world.client.run(
-            "curl",
-            [
-                "-sS",
-                "--max-time",
-                "20",
-                "-o",
-                "/dev/null",
-                "-w",
-                "%{size_download}",
-                &url,
-            ],
-        );
-        assert_eq!(size, "2000000");
+        world.fetch(&web, 2_000_000);
         assert!(
             node.event(Event::TooBigSent) > before,
             "{web}: {:?}",

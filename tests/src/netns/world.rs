@@ -143,6 +143,25 @@ fn balancer() -> Namespace {
 }
 
 impl World {
+    /// The client downloads `bytes` bytes from an HTTP endpoint by curl, and all of them arrive.
+    pub fn fetch(&self, endpoint: &str, bytes: u64) {
+        let url = format!("http://{endpoint}/bytes/{bytes}");
+        let size = self.client.run(
+            "curl",
+            [
+                "-sS",
+                "--max-time",
+                "20",
+                "-o",
+                "/dev/null",
+                "-w",
+                "%{size_download}",
+                &url,
+            ],
+        );
+        assert_eq!(size, bytes.to_string(), "{url}");
+    }
+
     /// One device, everything on one bridge: replies come back only because the source was
     /// replaced (`full-nat`).
     pub fn one_armed(backends: usize) -> Self {
