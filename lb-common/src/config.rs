@@ -27,8 +27,8 @@ wire! {
         pub embryonic_ticks: u32,
         /// Ticks after which one packet per next hop goes by the kernel's neighbour table.
         pub neighbour_ticks: u32,
-        /// Always zero.
-        pub reserved: u32,
+        /// Length of a tick in milliseconds.
+        pub tick_millis: u32,
     }
 }
 
@@ -36,6 +36,9 @@ wire! {
 pub mod config_flag {
     /// SYN-less packets of a gateway backend's endpoint pass although no flow knows them.
     pub const DIRECT_BACKEND_ACCESS: u32 = 1;
+    /// Packets to an address of a service network that no Service has are dropped: on a node without
+    /// kube-proxy the stack would send them back where they came from.
+    pub const DROP_UNALLOCATED: u32 = 1 << 1;
 }
 
 /// What happens to a SYN-less TCP packet to a frontend which no flow knows.

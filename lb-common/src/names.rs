@@ -73,7 +73,7 @@ maps! {
     AFFINITY = 65_536,
     /// (set id, source prefix) → 1.
     SOURCE_RANGES = 65_536,
-    /// Source prefix → source class.
+    /// Prefix → bits of [`crate::service::source_class`]. IPv4 prefixes are keyed IPv4-mapped.
     SOURCE_CLASS = 4_096,
     /// Address → role.
     ADDRESSES = 65_536,

@@ -90,6 +90,8 @@ counted! {
         Malformed = 25: "malformed",
         /// The source lies outside the service's source ranges.
         SourceRange = 26: "source_range",
+        /// An address of a service network (`ServiceCIDR`) that no Service has.
+        UnallocatedAddress = 27: "unallocated_address",
     }
 }
 
@@ -175,7 +177,8 @@ impl Reason {
             | Self::HelperFailed
             | Self::BrokenTable
             | Self::Malformed
-            | Self::SourceRange => Verdict::Drop,
+            | Self::SourceRange
+            | Self::UnallocatedAddress => Verdict::Drop,
         }
     }
 }

@@ -203,6 +203,18 @@ pub mod address_role {
     pub const SNAT: u32 = 1 << 2;
 }
 
+/// Bits of a prefix in `SOURCE_CLASS`. An address in no prefix comes from outside the cluster.
+pub mod source_class {
+    /// A pod of the cluster: external frontends under a `Local` policy use the cluster set.
+    pub const POD: u32 = 1;
+    /// An address of this node.
+    pub const NODE: u32 = 1 << 1;
+    /// Also a pod of this node: replies to it come back through this node.
+    pub const LOCAL_POD: u32 = 1 << 2;
+    /// A network cluster IPs are taken from. Nothing is sent from there; looked up by destination.
+    pub const SERVICE_NETWORK: u32 = 1 << 3;
+}
+
 /// Session affinity, keyed by (service port, client).
 pub mod affinity {
     use crate::{addr::Addr6, wire};

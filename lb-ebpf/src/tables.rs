@@ -39,7 +39,7 @@ pub(crate) static CONFIG: Config = Config {
     closed_ticks: 60,
     embryonic_ticks: 60,
     neighbour_ticks: 4,
-    reserved: 0,
+    tick_millis: 1_000,
 };
 
 /// A field of the configuration. Volatile, since the loader replaces what the compiler saw.

@@ -82,7 +82,7 @@ pub const CONFIG: Config = Config {
     closed_ticks: 60,
     embryonic_ticks: 60,
     neighbour_ticks: 0x00ff_ffff,
-    reserved: 0,
+    tick_millis: 1_000,
 };
 
 /// Sizes that load in no time.

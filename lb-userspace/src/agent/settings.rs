@@ -61,8 +61,18 @@ pub(super) fn data_path_config(
         embryonic_ticks: to_ticks(config.timeouts.embryonic, tick_seconds),
         // The kernel takes a neighbour for confirmed for 30 s, give or take half of it.
         neighbour_ticks: to_ticks(Duration::from_secs(5), tick_seconds),
-        reserved: 0,
+        tick_millis: tick_millis(tick_seconds),
     }
+}
+
+/// Length of a tick, rounded.
+#[expect(
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "a tick is about a second"
+)]
+fn tick_millis(tick_seconds: f64) -> u32 {
+    (tick_seconds * 1000.0).round().max(1.0) as u32
 }
 
 pub(super) fn node_config(config: &Config, view: &NetworkView) -> NodeConfig {

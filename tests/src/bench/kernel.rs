@@ -265,6 +265,6 @@ fn config() -> Result<Config> {
         closed_ticks: 60,
         embryonic_ticks: 60,
         neighbour_ticks: 5,
-        reserved: 0,
+        tick_millis: 1_000,
     })
 }
