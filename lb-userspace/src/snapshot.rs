@@ -6,6 +6,7 @@
 
 use std::{collections::BTreeMap, fmt, net::IpAddr, sync::Arc};
 
+use imbl::OrdMap;
 use ipnet::IpNet;
 
 use crate::tables::{Family, Protocol};
@@ -13,13 +14,16 @@ use crate::tables::{Family, Protocol};
 pub mod address;
 pub mod convert;
 
-/// Everything the sources know about the cluster. Objects are shared, so a copy is cheap.
+/// Everything the sources know about the cluster.
+///
+/// A copy costs nothing, whatever its size, and two copies tell how they differ in the time their
+/// differences take.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
 pub struct Snapshot {
     /// Services to balance; excluded kinds (headless, `ExternalName`, another proxy's) are left out.
-    pub services: BTreeMap<ObjectName, Arc<ServiceObject>>,
+    pub services: OrdMap<ObjectName, Arc<ServiceObject>>,
     /// EndpointSlices which name a Service.
-    pub slices: BTreeMap<ObjectName, Arc<SliceObject>>,
+    pub slices: OrdMap<ObjectName, Arc<SliceObject>>,
 }
 
 /// Namespace and name of an object.
