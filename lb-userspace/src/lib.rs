@@ -23,6 +23,7 @@ pub mod plan;
 pub mod preflight;
 pub mod refusals;
 pub mod snapshot;
+pub mod source;
 pub mod tables;
 pub mod telemetry;
 pub mod view;

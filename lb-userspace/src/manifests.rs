@@ -16,23 +16,10 @@ use std::{
 
 use document::{Entry, Object, Outcome};
 
-use crate::snapshot::{Rejection, Snapshot};
+use crate::{snapshot::Rejection, source::SourceState};
 
 mod document;
 mod watcher;
-
-/// What a source knows at one moment.
-#[derive(Clone, Debug, Default, Eq, PartialEq)]
-pub struct SourceState {
-    /// The objects.
-    pub snapshot: Snapshot,
-    /// What was left out of it, or kept at an older version.
-    pub rejections: Vec<Rejection>,
-    /// Something is there that cannot be read: objects may be missing that should not.
-    pub unread: bool,
-    /// False until the first complete list: nothing may be changed before.
-    pub complete: bool,
-}
 
 /// Why a directory of manifests cannot be a source.
 #[derive(Debug, thiserror::Error)]
@@ -151,6 +138,7 @@ impl ManifestSource {
                 object: format!("manifests directory {}", self.directory.display()),
                 field: String::new(),
                 message: format!("cannot be read: {why}; its last good state stays in force"),
+                subject: None,
             });
         }
         let mut seen = BTreeMap::new();
@@ -171,6 +159,7 @@ impl ManifestSource {
                         object: place(&format!("{} ({})", entry.place, entry.key)),
                         field: "metadata.name".to_owned(),
                         message: format!("is also defined in {winner}, which is used"),
+                        subject: entry.key.subject(),
                     });
                     continue;
                 }

@@ -4,7 +4,12 @@
 //! [`convert`] knows the Kubernetes types; what it cannot understand becomes a [`Rejection`] and the
 //! rest of the object goes on.
 
-use std::{collections::BTreeMap, fmt, net::IpAddr, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+    net::IpAddr,
+    sync::Arc,
+};
 
 use imbl::OrdMap;
 use ipnet::IpNet;
@@ -24,6 +29,8 @@ pub struct Snapshot {
     pub services: OrdMap<ObjectName, Arc<ServiceObject>>,
     /// EndpointSlices which name a Service.
     pub slices: OrdMap<ObjectName, Arc<SliceObject>>,
+    /// Networks the cluster takes its cluster addresses from, by ServiceCIDR objects.
+    pub service_networks: BTreeSet<IpNet>,
 }
 
 /// Namespace and name of an object.
@@ -60,6 +67,26 @@ pub struct Rejection {
     pub field: String,
     /// What is wrong, and what happens instead.
     pub message: String,
+    /// The object in the cluster, if it is one.
+    pub subject: Option<Subject>,
+}
+
+/// An object somebody may be told something about.
+#[derive(Clone, Debug, Eq, Ord, PartialEq, PartialOrd)]
+pub struct Subject {
+    /// What it is.
+    pub kind: SubjectKind,
+    /// Namespace and name.
+    pub name: ObjectName,
+}
+
+/// Kinds of [`Subject`].
+#[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
+pub enum SubjectKind {
+    /// A Service.
+    Service,
+    /// An EndpointSlice.
+    EndpointSlice,
 }
 
 impl Rejection {
@@ -73,6 +100,10 @@ impl Rejection {
             object: format!("Service {name}"),
             field: field.into(),
             message: message.into(),
+            subject: Some(Subject {
+                kind: SubjectKind::Service,
+                name: name.clone(),
+            }),
         }
     }
 
@@ -82,6 +113,10 @@ impl Rejection {
             object: format!("EndpointSlice {name}"),
             field: field.into(),
             message: message.into(),
+            subject: Some(Subject {
+                kind: SubjectKind::EndpointSlice,
+                name: name.clone(),
+            }),
         }
     }
 }
@@ -218,6 +253,9 @@ pub struct SliceObject {
     pub ports: Vec<SlicePort>,
     /// Endpoints with at least one valid address.
     pub endpoints: Vec<Endpoint>,
+    /// When the last change to it was caused, in milliseconds since 1970: by the annotation
+    /// `endpoints.kubernetes.io/last-change-trigger-time`.
+    pub triggered: Option<i64>,
 }
 
 /// One entry of a slice's `ports` that has a name and a number.
@@ -248,4 +286,23 @@ pub struct Endpoint {
     pub zone_hints: Vec<String>,
     /// `hints.forNodes`.
     pub node_hints: Vec<String>,
+}
+
+/// The Node object of this node, reduced to what balancing needs.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub struct NodeObject {
+    /// Name.
+    pub name: String,
+    /// Label `topology.kubernetes.io/zone`.
+    pub zone: Option<String>,
+    /// `spec.podCIDRs`: where the addresses of this node's own pods are from.
+    pub pod_networks: Vec<IpNet>,
+    /// `status.addresses` that are addresses.
+    pub addresses: Vec<IpAddr>,
+    /// It is being deleted.
+    pub deleting: bool,
+    /// It has the taint `ToBeDeletedByClusterAutoscaler`.
+    pub marked_for_deletion: bool,
+    /// Annotation `sluice.dev/snat-addresses`: addresses of the node that no masquerade uses.
+    pub snat_addresses: Vec<IpAddr>,
 }

@@ -299,4 +299,4 @@ pub(super) fn clock() -> Instant {
 }
 
 /// What is shared between the loop and a blocking thread.
-pub(super) type Source = Arc<crate::manifests::SourceState>;
+pub(super) type Source = Arc<crate::source::SourceState>;

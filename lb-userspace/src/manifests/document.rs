@@ -8,7 +8,9 @@ use k8s_openapi::{
 };
 use serde_json::Value;
 
-use crate::snapshot::{ObjectName, Rejection, ServiceObject, SliceObject, convert};
+use crate::snapshot::{
+    ObjectName, Rejection, ServiceObject, SliceObject, Subject, SubjectKind, convert,
+};
 
 /// The kinds we read.
 #[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
@@ -22,6 +24,18 @@ pub(super) enum Kind {
 pub(super) struct Key {
     pub(super) kind: Kind,
     pub(super) name: ObjectName,
+}
+
+impl Key {
+    /// Whom to tell about it.
+    pub(super) fn subject(&self) -> Option<Subject> {
+        let kind = match self.kind {
+            Kind::Service => SubjectKind::Service,
+            Kind::EndpointSlice => SubjectKind::EndpointSlice,
+        };
+        let name = self.name.clone();
+        Some(Subject { kind, name })
+    }
 }
 
 impl fmt::Display for Key {
@@ -68,6 +82,7 @@ impl Outcome {
             object: place.to_owned(),
             field: String::new(),
             message: message.into(),
+            subject: None,
         };
         Self::Broken {
             key: None,
@@ -252,12 +267,14 @@ fn broken(place: &str, key: Option<Key>, field: &str, message: String) -> Outcom
         Some(key) => format!("{place} ({key})"),
         None => place.to_owned(),
     };
+    let subject = key.as_ref().and_then(Key::subject);
     Outcome::Broken {
         key,
         rejection: Rejection {
             object,
             field: field.to_owned(),
             message,
+            subject,
         },
     }
 }

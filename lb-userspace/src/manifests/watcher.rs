@@ -20,7 +20,8 @@ use notify::{
 };
 use tokio::sync::watch;
 
-use super::{ManifestError, ManifestSource, SourceState, is_manifest};
+use super::{ManifestError, ManifestSource, is_manifest};
+use crate::source::SourceState;
 
 /// Changes that follow each other within this time are taken in together.
 const SETTLE: Duration = Duration::from_millis(20);

@@ -115,6 +115,7 @@ pub(crate) fn slice(name: &str, ports: &[&str], endpoints: &[&str]) -> SliceObje
             })
             .collect(),
         endpoints,
+        triggered: None,
     }
 }
 
@@ -157,6 +158,7 @@ pub(crate) fn snapshot(
             .into_iter()
             .map(|s| (s.name.clone(), Arc::new(s)))
             .collect(),
+        ..Snapshot::default()
     }
 }
 

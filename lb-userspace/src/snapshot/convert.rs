@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use k8s_openapi::api::core::v1::{Service, ServicePort, ServiceSpec};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
+pub use node::{node, service_networks};
 pub use slice::slice;
 
 use super::{
@@ -15,6 +16,7 @@ use super::{
 };
 use crate::tables::{Family, Protocol};
 
+mod node;
 mod slice;
 
 /// Label: the object belongs to another proxy.

@@ -1,6 +1,9 @@
 //! From an EndpointSlice.
 
-use k8s_openapi::api::discovery::v1::{self as discovery, EndpointSlice};
+use k8s_openapi::{
+    api::discovery::v1::{self as discovery, EndpointSlice},
+    apimachinery::pkg::apis::meta::v1::ObjectMeta,
+};
 
 use super::{HEADLESS, PROXY_NAME, Rejected, has_label, label, object_name, protocol};
 use crate::{
@@ -10,6 +13,9 @@ use crate::{
 
 /// Label of an EndpointSlice: its Service.
 const SERVICE_NAME: &str = "kubernetes.io/service-name";
+
+/// Annotation of an EndpointSlice: when what it tells of happened, as RFC 3339 writes it.
+const TRIGGERED: &str = "endpoints.kubernetes.io/last-change-trigger-time";
 
 /// Reduces an EndpointSlice to what balancing needs. `None`: not ours to use.
 pub fn slice(slice: &EndpointSlice) -> (Option<SliceObject>, Vec<Rejection>) {
@@ -52,9 +58,18 @@ pub fn slice(slice: &EndpointSlice) -> (Option<SliceObject>, Vec<Rejection>) {
         family,
         ports,
         endpoints,
+        triggered: triggered(&slice.metadata),
         name: name.clone(),
     };
     (Some(object), rejected.list)
+}
+
+/// When the change was caused, which the slice's controller notes. A text that is no time counts as
+/// none: it only feeds a measurement.
+fn triggered(metadata: &ObjectMeta) -> Option<i64> {
+    let text = metadata.annotations.as_ref()?.get(TRIGGERED)?;
+    let time: jiff::Timestamp = text.parse().ok()?;
+    Some(time.as_millisecond())
 }
 
 fn slice_port(
