@@ -2,6 +2,8 @@
 
 use std::{net::IpAddr, sync::Arc};
 
+use ipnet::IpNet;
+
 use crate::tables::{BackendRecord, FrontendId, FrontendRecord, ServiceRecord, TableSet};
 
 pub mod bpf;
@@ -41,6 +43,14 @@ pub enum TableOp {
     SetGatewayEndpoint(FrontendId),
     /// Removes an endpoint of a gateway backend.
     RemoveGatewayEndpoint(FrontendId),
+    /// Adds a network to a source-range set which no service port names.
+    SetSourceRange(u32, IpNet),
+    /// Takes a network out of a source-range set which no service port names any more.
+    RemoveSourceRange(u32, IpNet),
+    /// Gives a network a source class.
+    SetSourceClass(IpNet, u32),
+    /// Takes a network's source class away: that of a wider network counts again.
+    RemoveSourceClass(IpNet),
 }
 
 /// Why an operation had no effect.

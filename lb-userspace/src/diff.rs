@@ -2,10 +2,14 @@
 //! packet in between finds tables that fit each other.
 //!
 //! ```text
-//! backends, members, extents, service ports, gateway endpoints, frontends, addresses   (make)
-//! addresses, frontends, service ports, extents, members, set epochs, gateway endpoints, backends
-//!                                                                                      (break)
+//! backends, members, extents, source classes and ranges, service ports, gateway endpoints,
+//!     frontends, addresses                                                             (make)
+//! addresses, frontends, service ports, source ranges and classes, extents, members, set epochs,
+//!     gateway endpoints, backends                                                      (break)
 //! ```
+//! A source-range set is written while no service port names it, and taken away when none does any
+//! more: who reads a set finds all of it.
+//!
 //! A VIP's frontends come before its address and go after it: the address is what makes the data
 //! path answer for every other port too, and it must never do so while frontends are missing.
 //!
@@ -41,6 +45,12 @@ pub fn diff(actual: &TableSet, desired: &TableSet) -> Vec<TableOp> {
         new(&actual.extents, &desired.extents)
             .map(|(&element, table)| TableOp::WriteExtent(element, Arc::clone(table))),
     );
+    ops.extend(
+        new(&actual.source_classes, &desired.source_classes)
+            .map(|(&network, &class)| TableOp::SetSourceClass(network, class)),
+    );
+    let ranges = desired.source_ranges.difference(&actual.source_ranges);
+    ops.extend(ranges.map(|&(set, network)| TableOp::SetSourceRange(set, network)));
     let mut late = Vec::new();
     for (&id, record) in new(&actual.services, &desired.services) {
         let early = match actual.services.get(&id) {
@@ -75,6 +85,12 @@ pub fn diff(actual: &TableSet, desired: &TableSet) -> Vec<TableOp> {
     );
     ops.extend(
         gone(&actual.services, &desired.services).map(|(&id, _)| TableOp::RemoveService(id)),
+    );
+    let ranges = actual.source_ranges.difference(&desired.source_ranges);
+    ops.extend(ranges.map(|&(set, network)| TableOp::RemoveSourceRange(set, network)));
+    ops.extend(
+        gone(&actual.source_classes, &desired.source_classes)
+            .map(|(&network, _)| TableOp::RemoveSourceClass(network)),
     );
     ops.extend(gone(&actual.extents, &desired.extents).map(|(&e, _)| TableOp::FreeExtent(e)));
     ops.extend(gone(&actual.members, &desired.members).map(|(&k, _)| TableOp::RemoveMember(k)));

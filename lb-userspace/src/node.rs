@@ -21,6 +21,12 @@ pub struct NodeConfig {
     pub node_port_addresses: BTreeSet<IpAddr>,
     /// SNAT addresses nobody else on the node uses.
     pub snat_addresses: BTreeSet<IpAddr>,
+    /// The cluster's pod networks: whoever sends from there is a pod.
+    pub pod_networks: BTreeSet<IpNet>,
+    /// Those this node's pods have their addresses from.
+    pub local_pod_networks: BTreeSet<IpNet>,
+    /// The primary address of each family.
+    pub primary: Vec<IpAddr>,
     /// Whether `spec.externalIPs` are served.
     pub external_ips: bool,
     /// Sizes of the tables.

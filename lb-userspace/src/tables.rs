@@ -7,6 +7,7 @@ use std::{
     sync::Arc,
 };
 
+use ipnet::IpNet;
 use lb_common::service::Selection;
 use serde::Serialize;
 
@@ -180,4 +181,9 @@ pub struct TableSet {
     pub addresses: BTreeMap<IpAddr, u32>,
     /// `GATEWAY_ENDPOINTS_V4/V6`.
     pub gateway_endpoints: BTreeSet<FrontendId>,
+    /// `SOURCE_RANGES`: (source-range set id, network without host bits). Id 0 is never assigned; a
+    /// set without a network admits nobody.
+    pub source_ranges: BTreeSet<(u32, IpNet)>,
+    /// `SOURCE_CLASS`: bits of [`lb_common::service::source_class`] of networks without host bits.
+    pub source_classes: BTreeMap<IpNet, u32>,
 }

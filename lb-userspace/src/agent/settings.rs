@@ -102,6 +102,8 @@ pub(super) fn node_config(config: &Config, view: &NetworkView) -> NodeConfig {
         snat_addresses: config.snat_addresses.iter().copied().collect(),
         external_ips: config.external_ips,
         sizes: config.tables.clone(),
+        primary,
+        ..NodeConfig::default()
     }
 }
 

@@ -339,6 +339,28 @@ impl Dataplane for BpfDataplane {
                     Key::V6(key) => delete(&maps.gateway_endpoints_v6, &key, &what),
                 }
             }
+            TableOp::SetSourceRange(set, network) => {
+                let what = || format!("set source range {network} of set {set}");
+                let (table, key) = (names::SOURCE_RANGES, encode::source_range(*set, *network));
+                put(&maps.source_ranges, table, &key, &1_u32, &what)
+            }
+            TableOp::RemoveSourceRange(set, network) => {
+                let key = encode::source_range(*set, *network);
+                delete(&maps.source_ranges, &key, &|| {
+                    format!("remove source range {network} of set {set}")
+                })
+            }
+            TableOp::SetSourceClass(network, class) => {
+                let what = || format!("set source class {network}");
+                let (table, key) = (names::SOURCE_CLASS, encode::source_class(*network));
+                put(&maps.source_classes, table, &key, class, &what)
+            }
+            TableOp::RemoveSourceClass(network) => {
+                let key = encode::source_class(*network);
+                delete(&maps.source_classes, &key, &|| {
+                    format!("remove source class {network}")
+                })
+            }
         }
     }
 }

@@ -92,6 +92,16 @@ pub fn write(tables: &mut TableSet, op: &TableOp) {
         TableOp::RemoveGatewayEndpoint(endpoint) => {
             tables.gateway_endpoints.remove(endpoint);
         }
+        TableOp::SetSourceRange(set, network) => {
+            tables.source_ranges.insert((*set, *network));
+        }
+        TableOp::RemoveSourceRange(set, network) => {
+            tables.source_ranges.remove(&(*set, *network));
+        }
+        TableOp::SetSourceClass(network, class) => {
+            tables.source_classes.insert(*network, *class);
+        }
+        TableOp::RemoveSourceClass(network) => drop(tables.source_classes.remove(network)),
     }
 }
 

@@ -8,7 +8,7 @@ use std::{
 };
 
 use lb_common::service::{
-    Selection, address_role, backend_flag, frontend_flag, member_flag, service_flag,
+    Selection, address_role, backend_flag, frontend_flag, member_flag, service_flag, source_class,
 };
 
 use crate::{
@@ -215,11 +215,24 @@ pub(crate) fn text(tables: &TableSet) -> String {
     for endpoint in &tables.gateway_endpoints {
         lines.push(format!("gateway endpoint {endpoint}"));
     }
+    for (set, network) in &tables.source_ranges {
+        lines.push(format!("source range {set} {network}"));
+    }
+    for (network, class) in &tables.source_classes {
+        lines.push(format!("source class {network}{}", bits(*class, &CLASSES)));
+    }
     lines.iter().fold(String::new(), |mut text, line| {
         writeln!(text, "{line}").expect("text grows");
         text
     })
 }
+
+const CLASSES: [(u32, &str); 4] = [
+    (source_class::POD, "pod"),
+    (source_class::NODE, "node"),
+    (source_class::LOCAL_POD, "local-pod"),
+    (source_class::SERVICE_NETWORK, "service-network"),
+];
 
 const ROLES: [(u32, &str); 3] = [
     (address_role::VIP, "vip"),
@@ -296,5 +309,9 @@ pub(crate) fn op_text(op: &TableOp) -> String {
         TableOp::RemoveFrontend(id) => format!("remove frontend {id}"),
         TableOp::SetGatewayEndpoint(id) => format!("set gateway endpoint {id}"),
         TableOp::RemoveGatewayEndpoint(id) => format!("remove gateway endpoint {id}"),
+        TableOp::SetSourceRange(set, network) => format!("set source range {set} {network}"),
+        TableOp::RemoveSourceRange(set, network) => format!("remove source range {set} {network}"),
+        TableOp::SetSourceClass(network, class) => format!("set source class {network} {class}"),
+        TableOp::RemoveSourceClass(network) => format!("remove source class {network}"),
     }
 }

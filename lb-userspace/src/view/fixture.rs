@@ -10,7 +10,7 @@ use lb_common::{
     service::{
         FragmentKey, FragmentPorts, Selection, address_role,
         affinity::{Affinity, AffinityKey},
-        backend_flag, frontend_flag, member_flag, service_flag,
+        backend_flag, frontend_flag, member_flag, service_flag, source_class,
     },
     traffic::{ReplyBudget, Tally, Traffic},
 };
@@ -196,6 +196,8 @@ fn tables() -> TableSet {
         ]
         .into(),
         extents: [(1, extent), (17, Arc::from([3, 3, 3]))].into(),
+        source_ranges: [(5, parse("198.51.100.0/24"))].into(),
+        source_classes: [(parse("2001:db8::/32"), source_class::POD)].into(),
         addresses: [
             (parse("192.0.2.1"), address_role::VIP),
             (parse("10.0.0.100"), address_role::SNAT),
@@ -283,7 +285,10 @@ pub(crate) fn contents() -> Contents {
         },
         source_class: {
             let Addr6([a, b, c, d]) = addr6("2001:db8::");
-            vec![([32, a, b, c, d], 2)]
+            vec![(
+                [32, a, b, c, d],
+                source_class::POD | source_class::LOCAL_POD,
+            )]
         },
         address_filter: vec![0, 0b101, 0],
         service_traffic: [(1, traffic(1001))].into(),

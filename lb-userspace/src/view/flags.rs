@@ -4,7 +4,7 @@ use lb_common::{
     config::config_flag,
     conntrack::flag,
     device::device_flag,
-    service::{address_role, backend_flag, frontend_flag, member_flag, service_flag},
+    service::{address_role, backend_flag, frontend_flag, member_flag, service_flag, source_class},
 };
 
 /// Names of [`frontend_flag`].
@@ -43,6 +43,14 @@ pub const ADDRESS: &[(u32, &str)] = &[
     (address_role::SNAT, "snat"),
 ];
 
+/// Names of [`source_class`].
+pub const SOURCE_CLASS: &[(u32, &str)] = &[
+    (source_class::POD, "pod"),
+    (source_class::NODE, "node"),
+    (source_class::LOCAL_POD, "local-pod"),
+    (source_class::SERVICE_NETWORK, "service-network"),
+];
+
 /// Names of [`flag`], the bits of a flow entry.
 pub const ENTRY: &[(u32, &str)] = &[
     (flag::REVERSE, "reverse"),
@@ -58,7 +66,10 @@ pub const DEVICE: &[(u32, &str)] = &[
 ];
 
 /// Names of [`config_flag`].
-pub const CONFIG: &[(u32, &str)] = &[(config_flag::DIRECT_BACKEND_ACCESS, "direct-backend-access")];
+pub const CONFIG: &[(u32, &str)] = &[
+    (config_flag::DIRECT_BACKEND_ACCESS, "direct-backend-access"),
+    (config_flag::DROP_UNALLOCATED, "drop-unallocated"),
+];
 
 /// The words for the set bits of `bits`, in the order of `names`; unknown bits in hexadecimal.
 pub fn words(bits: u32, names: &[(u32, &str)]) -> Vec<String> {

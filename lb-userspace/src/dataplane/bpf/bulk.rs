@@ -39,7 +39,11 @@ impl BpfDataplane {
             TableOp::RemoveBackend(_)
             | TableOp::WriteExtent(..)
             | TableOp::FreeExtent(_)
-            | TableOp::RemoveService(_) => return false,
+            | TableOp::RemoveService(_)
+            | TableOp::SetSourceRange(..)
+            | TableOp::RemoveSourceRange(..)
+            | TableOp::SetSourceClass(..)
+            | TableOp::RemoveSourceClass(_) => return false,
         };
         result.is_ok()
     }

@@ -16,7 +16,11 @@ use lb_common::{
     },
 };
 
-use super::{encode, kernel_error, maps::Maps};
+use super::{
+    encode::{self, SourceClassKey, SourceRangeKey},
+    kernel_error,
+    maps::Maps,
+};
 use crate::{
     dataplane::DataplaneError,
     kernel::{Map, Mapping},
@@ -36,6 +40,14 @@ pub(super) fn dump(maps: &Maps) -> Result<TableSet, DataplaneError> {
     }
     for (key, value) in read::<Addr6, AddressRole>(&maps.addresses, names::ADDRESSES)? {
         tables.addresses.insert(encode::unmapped(key), value.flags);
+    }
+    for (key, _) in read::<SourceRangeKey, u32>(&maps.source_ranges, names::SOURCE_RANGES)? {
+        tables.source_ranges.extend(encode::source_range_id(key));
+    }
+    for (key, class) in read::<SourceClassKey, u32>(&maps.source_classes, names::SOURCE_CLASS)? {
+        tables
+            .source_classes
+            .extend(encode::source_network(key).map(|network| (network, class)));
     }
     Ok(tables)
 }

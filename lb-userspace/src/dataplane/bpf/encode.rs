@@ -2,6 +2,7 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
+use ipnet::IpNet;
 use lb_common::{
     addr::{Addr4, Addr6, Be16},
     service::{
@@ -126,6 +127,44 @@ pub(super) fn unmapped(address: Addr6) -> IpAddr {
         .map_or(IpAddr::V6(address), IpAddr::V4)
 }
 
+/// Key of `SOURCE_RANGES`: prefix length, set id, address.
+pub(super) type SourceRangeKey = [u32; 6];
+/// Key of `SOURCE_CLASS`: prefix length, address.
+pub(super) type SourceClassKey = [u32; 5];
+
+/// The set id is part of the prefix, first.
+pub(super) fn source_range(set: u32, network: IpNet) -> SourceRangeKey {
+    let [length, a, b, c, d] = source_class(network);
+    [length + u32::BITS, set.to_be(), a, b, c, d]
+}
+
+/// `None` for a prefix we never write.
+pub(super) fn source_range_id([length, set, a, b, c, d]: SourceRangeKey) -> Option<(u32, IpNet)> {
+    let length = length.checked_sub(u32::BITS)?;
+    Some((u32::from_be(set), source_network([length, a, b, c, d])?))
+}
+
+/// IPv4 is keyed IPv4-mapped, 96 bits longer.
+pub(super) fn source_class(network: IpNet) -> SourceClassKey {
+    let (address, above): (Addr6, u32) = match network {
+        IpNet::V4(network) => (Addr4::from(network.network()).mapped(), 96),
+        IpNet::V6(network) => (network.network().into(), 0),
+    };
+    let [a, b, c, d] = address.0;
+    [above + u32::from(network.prefix_len()), a, b, c, d]
+}
+
+/// `None` for a prefix we never write.
+pub(super) fn source_network([length, a, b, c, d]: SourceClassKey) -> Option<IpNet> {
+    let length = u8::try_from(length).ok()?;
+    let address = Ipv6Addr::from(Addr6([a, b, c, d]));
+    let (address, length) = match address.to_ipv4_mapped() {
+        Some(v4) if length >= 96 => (IpAddr::V4(v4), length - 96),
+        _ => (IpAddr::V6(address), length),
+    };
+    IpNet::new(address, length).ok()
+}
+
 /// The name, cut at 192 bytes: longer ones cannot come from valid Kubernetes names.
 pub(super) fn service_name(name: &str) -> ServiceName {
     let mut value = ServiceName::default();
@@ -153,6 +192,30 @@ mod tests {
         for name in ["", "default/web:http/TCP/IPv4", &"x".repeat(192)] {
             assert_eq!(service_name_text(&service_name(name)), name);
         }
+    }
+
+    #[test]
+    fn networks_survive_their_trie_keys() {
+        for text in [
+            "0.0.0.0/0",
+            "192.0.2.0/24",
+            "192.0.2.1/32",
+            "::/0",
+            "::/96",
+            "2001:db8::/32",
+            "2001:db8::1/128",
+        ] {
+            let network: IpNet = text.parse().expect("a network");
+            assert_eq!(
+                source_network(source_class(network)),
+                Some(network),
+                "{text}"
+            );
+            let key = source_range(7, network);
+            assert_eq!(source_range_id(key), Some((7, network)), "{text}");
+        }
+        let key = source_range(7, "192.0.2.0/24".parse().expect("a network"));
+        assert_eq!((key[0], key[1]), (32 + 96 + 24, 7_u32.to_be()));
     }
 
     #[test]

@@ -306,7 +306,7 @@ pub(super) fn source_ranges(contents: &Contents) -> Vec<SourceRangeRow> {
 #[serde(rename_all = "camelCase")]
 pub(super) struct SourceClassRow {
     prefix: String,
-    class: u32,
+    class: Vec<String>,
 }
 
 pub(super) fn source_class(contents: &Contents) -> Vec<SourceClassRow> {
@@ -315,7 +315,7 @@ pub(super) fn source_class(contents: &Contents) -> Vec<SourceClassRow> {
         .iter()
         .map(|&([length, a, b, c, d], class)| SourceClassRow {
             prefix: prefix(Addr6([a, b, c, d]), length),
-            class,
+            class: flags::words(class, flags::SOURCE_CLASS),
         })
         .collect();
     rows.sort_by(|a, b| a.prefix.cmp(&b.prefix));
