@@ -81,6 +81,12 @@ pub trait Flow: Copy + Eq {
     fn reversed(&self) -> Self;
     /// The hash which selects a backend: the same on every node for the same packet.
     fn hash(&self) -> u32;
+    /// The hash which selects a backend under session affinity: the same for every flow of a client.
+    #[inline(always)]
+    fn client_hash(&self) -> u32 {
+        let nowhere = Self::Address::default();
+        Self::new(self.source(), Be16(0), nowhere, Be16(0), 0).hash()
+    }
     /// Source address.
     fn source(&self) -> Self::Address;
     /// Destination address.
@@ -231,6 +237,14 @@ mod tests {
             quarters.iter().all(|&n| (900..1100).contains(&n)),
             "{quarters:?}"
         );
+    }
+
+    #[test]
+    fn a_clients_hash_is_that_of_its_address_alone() {
+        let others = flow4(40_001);
+        assert_ne!(flow4(40_000).hash(), others.hash());
+        assert_eq!(flow4(40_000).client_hash(), others.client_hash());
+        assert_ne!(others.client_hash(), others.reversed().client_hash());
     }
 
     #[test]

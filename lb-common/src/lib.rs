@@ -28,4 +28,4 @@ pub mod wire;
 /// Raised with every change of a wire type, a [`reason::Reason`] number or a map definition.
 ///
 /// It is part of the layout hash, so two versions never share a pin directory.
-pub const ABI_VERSION: u32 = 1;
+pub const ABI_VERSION: u32 = 2;
