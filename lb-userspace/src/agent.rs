@@ -175,7 +175,8 @@ struct Agent {
 impl Agent {
     /// Makes everything ready; no packet notices.
     async fn load(config: Config) -> Result<Self, AgentError> {
-        let source = ManifestSource::watch(&config.manifests)?;
+        let manifests = config.manifests.as_ref().ok_or_else(source_gone)?;
+        let source = ManifestSource::watch(manifests)?;
         let netfilter = tokio::task::spawn_blocking(netfilter::inspect).await?;
         let unknown_flows = unknown_flows(config.unknown_flows, netfilter);
         info!(

@@ -5,11 +5,12 @@
 
 use std::{
     fmt, fs, io,
-    net::IpAddr,
+    net::{IpAddr, SocketAddr},
     path::{Path, PathBuf},
     time::Duration,
 };
 
+use ipnet::IpNet;
 use serde::Deserialize;
 
 pub use flags::ConfigFlags;
@@ -20,6 +21,7 @@ use crate::node::NodePortAddresses;
 mod check;
 mod flags;
 mod raw;
+mod sources;
 mod tables;
 
 /// A checked configuration.
@@ -29,8 +31,13 @@ mod tables;
     reason = "switches, each with a key of its own"
 )]
 pub struct Config {
-    /// `manifests`: directory of Kubernetes manifests.
-    pub manifests: PathBuf,
+    /// `manifests`: directory of Kubernetes manifests. It or [`Self::kubernetes`] is there.
+    pub manifests: Option<PathBuf>,
+    /// `kubernetes`: the cluster to follow.
+    pub kubernetes: Option<Kubernetes>,
+    /// `serviceProxyName`: value of the label `service.kubernetes.io/service-proxy-name` of the
+    /// Services that are ours; without, those that have no such label.
+    pub service_proxy_name: Option<String>,
     /// `nodeName`: the name EndpointSlices know this node by.
     pub node_name: String,
     /// `zone`: the node's zone, for topology hints.
@@ -53,6 +60,19 @@ pub struct Config {
     pub node_port_addresses: NodePortAddresses,
     /// `externalIPs`: whether `spec.externalIPs` are served.
     pub external_ips: bool,
+    /// `podNetworks`: where the addresses of the cluster's pods are from.
+    pub pod_networks: Vec<IpNet>,
+    /// `dropUnallocated`: drop packets to addresses of the service networks that no Service has.
+    /// `auto`: where no kube-proxy does.
+    pub drop_unallocated: Switch,
+    /// `healthCheckNodePorts`: answer there. `auto`: unless kube-proxy on the node does.
+    pub health_check_node_ports: Switch,
+    /// `healthAddress`: where `/livez`, `/healthz` and `/readyz` are served; nowhere if empty.
+    pub health_addresses: Vec<SocketAddr>,
+    /// `metricsAddress`: where `/metrics` is served; nowhere if empty.
+    pub metrics_addresses: Vec<SocketAddr>,
+    /// `events`: tell of what is not served by Events in the cluster.
+    pub events: bool,
     /// `tables`: sizes.
     pub tables: TableSizes,
     /// `timeouts`.
@@ -74,7 +94,8 @@ pub struct Config {
 }
 
 impl Config {
-    /// Reads the file the flags name, if any, lets the flags win, and checks the result.
+    /// Reads the file the flags name, if any, lets the flags win, and checks the result. A node
+    /// without a name is called what the variable `NODE_NAME` says, else as the host.
     ///
     /// # Errors
     ///
@@ -87,23 +108,53 @@ impl Config {
             })?,
             None => String::new(),
         };
-        Self::parse(&text, flags)
+        Self::parse_with(&text, flags, sources::default_node_name())
     }
 
-    /// Like [`Self::load`], of a text instead of the file.
+    /// Like [`Self::load`], of a text instead of the file, and the node's name must be given.
     ///
     /// # Errors
     ///
     /// If the text is not YAML, or naming every key whose value cannot be used.
     pub fn parse(text: &str, flags: ConfigFlags) -> Result<Self, ConfigError> {
+        Self::parse_with(text, flags, None)
+    }
+
+    fn parse_with(
+        text: &str,
+        flags: ConfigFlags,
+        node_name: Option<String>,
+    ) -> Result<Self, ConfigError> {
         let mut raw = raw::RawConfig::parse(text).map_err(|problem| ConfigError::Invalid {
             path: flags.config.clone(),
             problems: vec![problem],
         })?;
         let path = flags.config.clone();
         flags.override_in(&mut raw);
+        raw.node_name = raw.node_name.filter(|name| !name.is_empty()).or(node_name);
         check::check(raw).map_err(|problems| ConfigError::Invalid { path, problems })
     }
+}
+
+/// How to reach the cluster.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub struct Kubernetes {
+    /// `kubernetes.kubeconfig`. Without: as the ServiceAccount of the pod the agent runs in.
+    pub kubeconfig: Option<PathBuf>,
+    /// `kubernetes.context`: context of the kubeconfig; without, its current one.
+    pub context: Option<String>,
+}
+
+/// Something that is done, or not, or as the node is.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub enum Switch {
+    /// As the node is.
+    #[default]
+    Auto,
+    /// Yes.
+    On,
+    /// No.
+    Off,
 }
 
 /// Where this node's own pods are.

@@ -1,6 +1,6 @@
 //! From the configuration and what was found on the node to what others are given. Pure.
 
-use std::{net::IpAddr, time::Duration};
+use std::{collections::BTreeSet, net::IpAddr, time::Duration};
 
 use lb_common::config::{
     Config as DataPathConfig, UnknownFlows as DataPathUnknownFlows, config_flag,
@@ -100,6 +100,8 @@ pub(super) fn node_config(config: &Config, view: &NetworkView) -> NodeConfig {
         node_port_addresses: config.node_port_addresses.select(&addresses, &primary),
         addresses,
         snat_addresses: config.snat_addresses.iter().copied().collect(),
+        pod_networks: config.pod_networks.iter().copied().collect(),
+        local_pod_networks: BTreeSet::new(),
         external_ips: config.external_ips,
         sizes: config.tables.clone(),
         primary,

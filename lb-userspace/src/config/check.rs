@@ -2,9 +2,12 @@
 
 use std::{collections::BTreeSet, path::PathBuf, time::Duration};
 
+use ipnet::IpNet;
+
 use super::{
     Config, PodInterfaces, Problem, TableSizes, Timeouts,
     raw::{RawConfig, RawDuration, RawTimeouts, WordOrList},
+    sources,
 };
 use crate::{
     node::NodePortAddresses,
@@ -21,7 +24,14 @@ const INTERFACE_NAME: usize = 15;
 /// Checks every value; all problems are found at once.
 pub(super) fn check(raw: RawConfig) -> Result<Config, Vec<Problem>> {
     let mut problems = Problems(Vec::new());
-    let manifests = required(raw.manifests, "manifests", "--manifests", &mut problems);
+    let manifests = raw.manifests.filter(|directory| !directory.is_empty());
+    let kubernetes = sources::kubernetes(raw.kubernetes, &mut problems);
+    if manifests.is_none() && kubernetes.is_none() {
+        let message = "or kubernetes is required (--manifests, --kubernetes or --kubeconfig): \
+                       there is nothing to serve";
+        problems.push("manifests", message);
+    }
+    let service_proxy_name = sources::proxy_name(raw.service_proxy_name, &mut problems);
     let node_name = required(raw.node_name, "nodeName", "--node-name", &mut problems);
     if raw.interfaces.is_empty() {
         problems.push("interfaces", "is required (or --interface)");
@@ -55,6 +65,25 @@ pub(super) fn check(raw: RawConfig) -> Result<Config, Vec<Problem>> {
         }
     }
     let node_port_addresses = node_port_addresses(raw.node_port_addresses, &mut problems);
+    let pod_networks = networks(&raw.pod_networks, "podNetworks", &mut problems);
+    let drop_unallocated = sources::switch(raw.drop_unallocated, "dropUnallocated", &mut problems);
+    let health_check_node_ports = sources::switch(
+        raw.health_check_node_ports,
+        "healthCheckNodePorts",
+        &mut problems,
+    );
+    let health_addresses = sources::listen(
+        raw.health_address,
+        "healthAddress",
+        sources::HEALTH,
+        &mut problems,
+    );
+    let metrics_addresses = sources::listen(
+        raw.metrics_address,
+        "metricsAddress",
+        sources::METRICS,
+        &mut problems,
+    );
     let replies_per_second = raw.replies_per_second.unwrap_or(1_000);
     if replies_per_second > 1_000_000 {
         problems.push("repliesPerSecond", "is more than 1000000");
@@ -79,7 +108,9 @@ pub(super) fn check(raw: RawConfig) -> Result<Config, Vec<Problem>> {
         return Err(problems.0);
     }
     Ok(Config {
-        manifests: manifests.into(),
+        manifests: manifests.map(PathBuf::from),
+        kubernetes,
+        service_proxy_name,
         node_name,
         zone: raw.zone.filter(|zone| !zone.is_empty()),
         interfaces,
@@ -91,6 +122,12 @@ pub(super) fn check(raw: RawConfig) -> Result<Config, Vec<Problem>> {
         direct_backend_access: raw.direct_backend_access.unwrap_or(false),
         node_port_addresses,
         external_ips: raw.external_ips.unwrap_or(true),
+        pod_networks,
+        drop_unallocated,
+        health_check_node_ports,
+        health_addresses,
+        metrics_addresses,
+        events: raw.events.unwrap_or(true),
         tables,
         timeouts,
         replies_per_second,
@@ -103,10 +140,10 @@ pub(super) fn check(raw: RawConfig) -> Result<Config, Vec<Problem>> {
     })
 }
 
-struct Problems(Vec<Problem>);
+pub(super) struct Problems(Vec<Problem>);
 
 impl Problems {
-    fn push(&mut self, key: impl Into<String>, message: impl Into<String>) {
+    pub(super) fn push(&mut self, key: impl Into<String>, message: impl Into<String>) {
         self.0.push(Problem {
             key: key.into(),
             message: message.into(),
@@ -155,12 +192,16 @@ fn node_port_addresses(value: Option<WordOrList>, problems: &mut Problems) -> No
         },
         Some(WordOrList::List(list)) => list,
     };
+    NodePortAddresses::Networks(networks(&list, "nodePortAddresses", problems))
+}
+
+fn networks(list: &[String], key: &str, problems: &mut Problems) -> Vec<IpNet> {
     let networks = list.iter().enumerate().filter_map(|(i, text)| {
         parse_cidr(text)
-            .map_err(|why| problems.push(format!("nodePortAddresses[{i}]"), why))
+            .map_err(|why| problems.push(format!("{key}[{i}]"), why))
             .ok()
     });
-    NodePortAddresses::Networks(networks.collect())
+    networks.collect()
 }
 
 fn absolute(value: Option<String>, key: &str, default: &str, problems: &mut Problems) -> PathBuf {

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use super::{
     LogFormat, Mode, UnknownFlows,
-    raw::{RawConfig, WordOrList},
+    raw::{BoolOrWord, RawConfig, WordOrList},
 };
 
 /// Flags of the configuration file's names; a flag wins over the file.
@@ -16,7 +16,20 @@ pub struct ConfigFlags {
     /// Directory of Kubernetes manifests
     #[arg(long, value_name = "DIR")]
     pub manifests: Option<String>,
-    /// Name of this node in EndpointSlices
+    /// Follow the Services of a cluster: that of the pod the agent runs in, unless --kubeconfig
+    #[arg(long, num_args = 0..=1, default_missing_value = "true", value_name = "BOOL")]
+    pub kubernetes: Option<bool>,
+    /// Follow the cluster this kubeconfig leads to
+    #[arg(long, value_name = "FILE")]
+    pub kubeconfig: Option<String>,
+    /// Context of the kubeconfig [default: its current one]
+    #[arg(long, value_name = "NAME")]
+    pub kube_context: Option<String>,
+    /// Balance the Services labelled `service.kubernetes.io/service-proxy-name` with this value,
+    /// instead of those without the label
+    #[arg(long, value_name = "NAME")]
+    pub service_proxy_name: Option<String>,
+    /// Name of this node in EndpointSlices [default: variable `NODE_NAME`, else the host's name]
     #[arg(long, value_name = "NAME")]
     pub node_name: Option<String>,
     /// Zone of this node, for topology hints
@@ -50,6 +63,27 @@ pub struct ConfigFlags {
     /// Serve `spec.externalIPs`
     #[arg(long, num_args = 0..=1, default_missing_value = "true", value_name = "BOOL")]
     pub external_ips: Option<bool>,
+    /// Network the addresses of the cluster's pods are from; may be repeated
+    #[arg(long = "pod-network", value_name = "CIDR")]
+    pub pod_networks: Vec<String>,
+    /// Drop packets to addresses of the service networks that no Service has: `true`, `false`, or
+    /// `auto`, where no kube-proxy runs on the node [default: auto]
+    #[arg(long, value_name = "SWITCH")]
+    pub drop_unallocated: Option<String>,
+    /// Answer on healthCheckNodePorts: `on`, `off`, or `auto`, unless kube-proxy on the node does
+    /// [default: auto]
+    #[arg(long, value_name = "SWITCH")]
+    pub health_check_node_ports: Option<String>,
+    /// Where to serve /livez, /healthz and /readyz, or `off`; may be repeated
+    /// [default: 0.0.0.0:10356]
+    #[arg(long = "health-address", value_name = "ADDRESS:PORT")]
+    pub health_addresses: Vec<String>,
+    /// Where to serve /metrics, or `off`; may be repeated [default: 127.0.0.1:10350]
+    #[arg(long = "metrics-address", value_name = "ADDRESS:PORT")]
+    pub metrics_addresses: Vec<String>,
+    /// Tell of what is not served by Events in the cluster [default: true]
+    #[arg(long, num_args = 0..=1, default_missing_value = "true", value_name = "BOOL")]
+    pub events: Option<bool>,
     /// Directory on bpffs below which everything is pinned
     #[arg(long, value_name = "DIR")]
     pub pin_root: Option<String>,
@@ -74,6 +108,11 @@ impl ConfigFlags {
     /// Puts what was given over the file's values.
     pub(super) fn override_in(self, raw: &mut RawConfig) {
         over(&mut raw.manifests, self.manifests);
+        let enabled = self.kubeconfig.is_some().then_some(true);
+        over(&mut raw.kubernetes.enabled, self.kubernetes.or(enabled));
+        over(&mut raw.kubernetes.kubeconfig, self.kubeconfig);
+        over(&mut raw.kubernetes.context, self.kube_context);
+        over(&mut raw.service_proxy_name, self.service_proxy_name);
         over(&mut raw.node_name, self.node_name);
         over(&mut raw.zone, self.zone);
         over(&mut raw.mode, self.mode);
@@ -81,6 +120,23 @@ impl ConfigFlags {
         over(&mut raw.unknown_flows, self.unknown_flows);
         over(&mut raw.direct_backend_access, self.direct_backend_access);
         over(&mut raw.external_ips, self.external_ips);
+        over(
+            &mut raw.drop_unallocated,
+            self.drop_unallocated.map(BoolOrWord::Word),
+        );
+        over(
+            &mut raw.health_check_node_ports,
+            self.health_check_node_ports.map(BoolOrWord::Word),
+        );
+        over(
+            &mut raw.health_address,
+            word_or_list(self.health_addresses, &["off"]),
+        );
+        over(
+            &mut raw.metrics_address,
+            word_or_list(self.metrics_addresses, &["off"]),
+        );
+        over(&mut raw.events, self.events);
         over(&mut raw.pin_root, self.pin_root);
         over(&mut raw.lock_file, self.lock_file);
         over(&mut raw.object, self.object);
@@ -96,6 +152,9 @@ impl ConfigFlags {
             &mut raw.node_port_addresses,
             word_or_list(self.node_port_addresses, &words),
         );
+        if !self.pod_networks.is_empty() {
+            raw.pod_networks = self.pod_networks;
+        }
         if !self.interfaces.is_empty() {
             raw.interfaces = self.interfaces;
         }

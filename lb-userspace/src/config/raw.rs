@@ -9,6 +9,8 @@ use super::{LogFormat, Mode, Problem, UnknownFlows};
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub(super) struct RawConfig {
     pub(super) manifests: Option<String>,
+    pub(super) kubernetes: RawKubernetes,
+    pub(super) service_proxy_name: Option<String>,
     pub(super) node_name: Option<String>,
     pub(super) zone: Option<String>,
     pub(super) interfaces: Vec<String>,
@@ -21,6 +23,12 @@ pub(super) struct RawConfig {
     pub(super) node_port_addresses: Option<WordOrList>,
     #[serde(rename = "externalIPs")]
     pub(super) external_ips: Option<bool>,
+    pub(super) pod_networks: Vec<String>,
+    pub(super) drop_unallocated: Option<BoolOrWord>,
+    pub(super) health_check_node_ports: Option<BoolOrWord>,
+    pub(super) health_address: Option<WordOrList>,
+    pub(super) metrics_address: Option<WordOrList>,
+    pub(super) events: Option<bool>,
     pub(super) tables: RawTables,
     pub(super) timeouts: RawTimeouts,
     pub(super) replies_per_second: Option<u32>,
@@ -37,6 +45,22 @@ pub(super) struct RawConfig {
 pub(super) enum WordOrList {
     Word(String),
     List(Vec<String>),
+}
+
+/// `true`, `false`, or a word such as `auto`.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(untagged, expecting = "expected true, false or a word")]
+pub(super) enum BoolOrWord {
+    Bool(bool),
+    Word(String),
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub(super) struct RawKubernetes {
+    pub(super) enabled: Option<bool>,
+    pub(super) kubeconfig: Option<String>,
+    pub(super) context: Option<String>,
 }
 
 #[derive(Clone, Debug, Default, Deserialize)]

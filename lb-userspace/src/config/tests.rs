@@ -20,12 +20,24 @@ fn defaults_are_those_of_the_documentation() {
     assert_eq!(config.tables, TableSizes::default());
     assert_eq!(config.pin_root, Path::new("/sys/fs/bpf/sluice"));
     assert_eq!(config.log_level, "info");
+    assert_eq!(config.manifests.as_deref(), Some(Path::new("/etc/sluice")));
+    assert_eq!(config.kubernetes, None);
+    assert_eq!(config.drop_unallocated, Switch::Auto);
+    assert_eq!(config.health_check_node_ports, Switch::Auto);
+    let text = |addresses: &[SocketAddr]| addresses.iter().map(SocketAddr::to_string).collect();
+    let health: Vec<String> = text(&config.health_addresses);
+    assert_eq!(health, ["0.0.0.0:10356"]);
+    let metrics: Vec<String> = text(&config.metrics_addresses);
+    assert_eq!(metrics, ["127.0.0.1:10350"]);
+    assert!(config.events && config.pod_networks.is_empty());
 }
 
 #[test]
 fn every_key_is_read() {
     let text = "
 manifests: /m
+kubernetes: {enabled: true, kubeconfig: /k, context: c}
+serviceProxyName: sluice
 nodeName: n
 zone: z
 interfaces: [eth0, eth1.5]
@@ -37,6 +49,12 @@ unknownFlows: drop
 directBackendAccess: true
 nodePortAddresses: [192.0.2.0/24]
 externalIPs: false
+podNetworks: [10.1.0.0/16, '2001:db8:1::/48']
+dropUnallocated: true
+healthCheckNodePorts: off
+healthAddress: ['192.0.2.1:80', '[2001:db8::1]:80']
+metricsAddress: off
+events: false
 tables: {flowsV4: 1024, services: 4096}
 timeouts: {tcp: 3h, udp: 60, embryonic: 10s, closed: 1m30s}
 repliesPerSecond: 5
@@ -55,6 +73,17 @@ log: {level: 'info,lb_userspace=debug', format: json}
         config.pod_interfaces,
         PodInterfaces::List(vec!["cni0".to_owned()])
     );
+    let kubernetes = Kubernetes {
+        kubeconfig: Some("/k".into()),
+        context: Some("c".to_owned()),
+    };
+    assert_eq!(config.kubernetes, Some(kubernetes));
+    assert_eq!(config.service_proxy_name.as_deref(), Some("sluice"));
+    assert_eq!(config.pod_networks.len(), 2);
+    assert_eq!(config.drop_unallocated, Switch::On);
+    assert_eq!(config.health_check_node_ports, Switch::Off);
+    assert_eq!(config.health_addresses.len(), 2);
+    assert!(config.metrics_addresses.is_empty() && !config.events);
     assert_eq!(config.timeouts.closed, Duration::from_secs(90));
     assert_eq!(config.timeouts.udp, Duration::from_mins(1));
     let entries = config.tables.entries();
@@ -121,6 +150,31 @@ fn an_error_names_the_key() {
             "log: {level: 'a=b=c'}",
             "log.level: `a=b=c` is not a log filter",
         ),
+        (
+            "kubernetes: {context: c}",
+            "kubernetes.context: needs kubernetes.kubeconfig",
+        ),
+        ("kubernetes: yes", "kubernetes: invalid type"),
+        (
+            "serviceProxyName: a/b",
+            "serviceProxyName: `a/b` is not the value of a label",
+        ),
+        (
+            "podNetworks: [10.0.0.0/8, x]",
+            "podNetworks[1]: `x` is not a prefix",
+        ),
+        (
+            "dropUnallocated: maybe",
+            "dropUnallocated: `maybe` is not `auto`, `on` or `off`",
+        ),
+        (
+            "healthAddress: ['192.0.2.1:80', 10356]",
+            "healthAddress: expected a word or a list of strings",
+        ),
+        (
+            "metricsAddress: localhost:80",
+            "metricsAddress: `localhost:80` is not an address with a port",
+        ),
         ("a: [", "line "),
     ] {
         let error = parse(&format!("{LEAST}{line}")).expect_err(line);
@@ -131,7 +185,7 @@ fn an_error_names_the_key() {
     }
     let error = parse("interfaces: [eth0, 'a/b', eth0]").expect_err("three problems and more");
     for part in [
-        "manifests: is required (or --manifests)",
+        "manifests: or kubernetes is required (--manifests, --kubernetes or --kubeconfig)",
         "nodeName: is required (or --node-name)",
         "interfaces[1]: `a/b` is not the name of an interface",
         "interfaces[2]: `eth0` is there twice",
@@ -166,6 +220,12 @@ fn flags_win() {
         "--external-ips=false",
         "--node-port-address",
         "primary",
+        "--kubeconfig",
+        "/k",
+        "--health-address",
+        "off",
+        "--drop-unallocated",
+        "false",
     ]);
     let flags = arguments.map(|a| a.flags).expect("flags");
     let config = Config::parse(&format!("{LEAST}gateway: false\nmode: tcx"), flags);
@@ -175,9 +235,11 @@ fn flags_win() {
     assert_eq!(config.mode, Mode::Generic);
     assert!(config.gateway && !config.external_ips);
     assert_eq!(config.node_port_addresses, NodePortAddresses::Primary);
+    assert!(config.kubernetes.is_some() && config.health_addresses.is_empty());
+    assert_eq!(config.drop_unallocated, Switch::Off);
     assert_eq!(
-        config.manifests,
-        Path::new("/etc/sluice"),
+        config.manifests.as_deref(),
+        Some(Path::new("/etc/sluice")),
         "the file's value stays"
     );
 }
