@@ -96,8 +96,23 @@ pub(super) fn admit(
     admission.admitted
 }
 
+/// What an endpoint is, as far as this node is concerned.
+pub(super) fn backend_flags(node: &NodeConfig, endpoint: SocketAddr, on_node: bool) -> u16 {
+    let place = match (node.addresses.contains(&endpoint.ip()), on_node) {
+        (true, _) => backend_flag::HOST | backend_flag::LOCAL,
+        (false, true) => backend_flag::LOCAL,
+        (false, false) => 0,
+    };
+    place | backend_flag::LIVE
+}
+
+/// Whether a frontend's address may be a VIP: addresses of the node are its own.
+pub(super) fn may_be_vip(node: &NodeConfig, address: IpAddr) -> bool {
+    !node.addresses.contains(&address) && !node.snat_addresses.contains(&address)
+}
+
 /// Roles which addresses have whatever is served.
-fn own_roles(node: &NodeConfig) -> BTreeMap<IpAddr, u32> {
+pub(super) fn own_roles(node: &NodeConfig) -> BTreeMap<IpAddr, u32> {
     let mut roles: BTreeMap<IpAddr, u32> = BTreeMap::new();
     for &address in &node.node_port_addresses {
         *roles.entry(address).or_default() |= address_role::NODE_PORT;
@@ -186,10 +201,7 @@ impl Admission<'_> {
         let sizes = &self.node.sizes;
         addition
             .vips
-            .extend(addresses(&draft.ports).filter(|address| {
-                !self.node.addresses.contains(address)
-                    && !self.node.snat_addresses.contains(address)
-            }));
+            .extend(addresses(&draft.ports).filter(|&address| may_be_vip(self.node, address)));
         let known = |vip: &&IpAddr| self.admitted.addresses.contains_key(*vip);
         let known = addition.vips.iter().filter(known).count();
         room(
@@ -232,16 +244,10 @@ impl Admission<'_> {
         let sizes = &self.node.sizes;
         for member in &port.sets.members {
             let endpoint = member.endpoint;
-            let pending = || {
-                addition
-                    .backends
-                    .iter()
-                    .find(|(_, r)| r.endpoint == endpoint)
-            };
             let admitted = self.admitted.backend_ids.get(&endpoint).copied();
             let known = admitted
                 .or_else(|| self.backends.known(&endpoint))
-                .or_else(|| pending().map(|(id, _)| *id));
+                .or_else(|| addition.pending.get(&endpoint).copied());
             let id = known.or_else(|| {
                 self.backends
                     .fresh()
@@ -253,25 +259,15 @@ impl Admission<'_> {
                 capacity: sizes.backends,
             })?;
             addition.pending.insert(endpoint, id);
-            let on_host = self.node.addresses.contains(&endpoint.ip());
-            let flags = match (on_host, member.on_node) {
-                (true, _) => backend_flag::HOST | backend_flag::LOCAL,
-                (false, true) => backend_flag::LOCAL,
-                (false, false) => 0,
-            };
-            let incarnation = match self.previous.backends.get(&id) {
-                Some(record) => record.incarnation,
-                None => incarnation(&self.quarantine.incarnations, id),
-            };
-            let flags = flags | backend_flag::LIVE;
-            addition.backends.push((
-                id,
-                BackendRecord {
-                    endpoint,
-                    flags,
-                    incarnation,
+            let record = BackendRecord {
+                endpoint,
+                flags: backend_flags(self.node, endpoint, member.on_node),
+                incarnation: match self.previous.backends.get(&id) {
+                    Some(record) => record.incarnation,
+                    None => incarnation(&self.quarantine.incarnations, id),
                 },
-            ));
+            };
+            addition.backends.push((id, record));
             if port.flags & service_flag::KEEP_SOURCE != 0 {
                 addition.gateway_endpoints.insert(FrontendId {
                     address: endpoint.ip(),

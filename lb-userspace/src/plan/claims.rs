@@ -13,12 +13,12 @@ use crate::{
 type Precedence<'a> = (i64, bool, &'a ObjectName);
 
 /// Leaves each frontend to one Service and takes it from the others, which are reported. Service
-/// ports that lose their last frontend go.
+/// ports that lose their last frontend go. Returns what was taken from whom.
 pub(super) fn resolve(
     drafts: &mut [ServiceDraft],
     previous: &TableSet,
     rejected: &mut Vec<Rejection>,
-) {
+) -> BTreeSet<(ObjectName, FrontendId)> {
     let mut owners: HashMap<FrontendId, usize> = HashMap::new();
     let mut lost: BTreeSet<(usize, FrontendId)> = BTreeSet::new();
     for (index, draft) in drafts.iter().enumerate() {
@@ -42,7 +42,7 @@ pub(super) fn resolve(
         }
     }
     if lost.is_empty() {
-        return;
+        return BTreeSet::new();
     }
     let names: Vec<_> = drafts
         .iter()
@@ -74,6 +74,9 @@ pub(super) fn resolve(
         }
         draft.ports.retain(|port| !port.frontends.is_empty());
     }
+    lost.into_iter()
+        .filter_map(|(index, frontend)| Some((names.get(index)?.0.clone(), frontend)))
+        .collect()
 }
 
 fn precedence<'a>(

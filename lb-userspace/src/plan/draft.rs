@@ -65,14 +65,24 @@ pub(super) fn services(
     let drafts = snapshot.services.values().map(|service| {
         let key = (service.name.namespace.as_str(), service.name.name.as_str());
         let slices = slices.get(&key).map_or(&[][..], Vec::as_slice);
-        Drafter {
-            service,
-            node,
-            rejected,
-        }
-        .draft(slices)
+        self::service(service, slices, node, rejected)
     });
     drafts.collect()
+}
+
+/// Drafts one Service. `slices` are those which name it, in the order of their names.
+pub(super) fn service(
+    service: &ServiceObject,
+    slices: &[&SliceObject],
+    node: &NodeConfig,
+    rejected: &mut Vec<Rejection>,
+) -> ServiceDraft {
+    Drafter {
+        service,
+        node,
+        rejected,
+    }
+    .draft(slices)
 }
 
 struct Drafter<'a> {
