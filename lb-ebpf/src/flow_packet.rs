@@ -74,7 +74,7 @@ impl Step {
     pub(crate) const ROUTE_OF_TICK: Self = Self(4);
     /// A backend was chosen for a new flow: route, mode and claim are to follow.
     pub(crate) const CHOSEN: Self = Self(5);
-    /// As [`Step::CHOSEN`]: the client's address is kept unless it is the backend's neighbour.
+    /// As [`Step::CHOSEN`]: the client's address is kept unless the client is the backend's neighbour.
     pub(crate) const CHOSEN_KEEPING_SOURCE: Self = Self(6);
 
     const REASON: u32 = 0x100;

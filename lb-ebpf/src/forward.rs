@@ -126,9 +126,9 @@ fn keep<F: Family>(packet: &FlowPacket<F::Flow>, out: &mut F::Entry, route: Rout
     }
 }
 
-/// Decides the mode of a new flow whose service keeps the client's address: if the client is a
-/// neighbour on the very network of the backend, the backend would answer it directly, so that the
-/// flow must be `full-nat` after all.
+/// Decides the mode of a new flow that keeps the client's address: if the client is a neighbour on the
+/// very network of the backend (two pods on one bridge, say), the backend would answer it directly,
+/// so that the flow must be `full-nat` after all.
 #[inline(never)]
 pub(crate) fn settle_mode<F: Family, const XDP: bool>(
     ctx: *mut c_void,

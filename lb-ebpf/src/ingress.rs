@@ -8,7 +8,7 @@ use core::{
 
 use aya_ebpf::bindings::__sk_buff;
 use lb_common::{
-    config::UnknownFlows,
+    config::{UnknownFlows, config_flag},
     conntrack::{Entry as _, flag},
     flow::Flow as _,
     reason::{Event, Reason, Verdict},
@@ -29,7 +29,7 @@ use crate::{
     parse::{HEADERS, Layout, SkbFrame, blank, parse},
     path, reply, select,
     skb::{Placement, Skb},
-    stats,
+    source, stats,
     tables::{self, config},
     tell, words,
 };
@@ -264,15 +264,29 @@ fn refuse<F: SkbFrame + reply::Reply>(
             return reply::answer::<F>(skb, packet, layout, answer);
         }
     }
+    if number == Reason::NotOurs as u32 {
+        return not_ours::<F>(packet);
+    }
     stats::reason_number(number, packet.length);
     if is_told(number) {
         tell::refusal::<F>(packet, number);
     }
-    if number == Reason::NotOurs as u32 || number == Reason::UnknownFlowToStack as u32 {
+    if number == Reason::UnknownFlowToStack as u32 {
         NEXT
     } else {
         DROP
     }
+}
+
+/// A packet to an address that is not ours: passes, unless it goes to a cluster IP nobody has.
+#[inline(always)]
+fn not_ours<F: Family>(packet: &FlowPacket<F::Flow>) -> i32 {
+    if config!(flags) & config_flag::DROP_UNALLOCATED != 0 && source::is_unallocated::<F>(packet) {
+        stats::reason(Reason::UnallocatedAddress, packet.length);
+        return DROP;
+    }
+    stats::reason(Reason::NotOurs, packet.length);
+    NEXT
 }
 
 /// A packet without a usable transport header: ours only if it goes to an address that is all ours.
@@ -280,8 +294,7 @@ fn refuse<F: SkbFrame + reply::Reply>(
 fn unclassified<F: Family>(packet: &FlowPacket<F::Flow>, reason: Reason) -> i32 {
     let role = select::address_role::<F>(packet.flow.destination());
     if role & (address_role::VIP | address_role::SNAT) == 0 {
-        stats::reason(Reason::NotOurs, packet.length);
-        return NEXT;
+        return not_ours::<F>(packet);
     }
     let stack = config!(unknown_flows) == UnknownFlows::Stack as u32;
     let reason = if stack && matches!(reason, Reason::Fragment) {

@@ -20,6 +20,7 @@
     reason = "packet fields and helper results are narrowed knowingly all over this crate"
 )]
 
+mod affinity;
 mod atomic;
 #[cfg(feature = "bench")]
 mod bench;
@@ -42,6 +43,7 @@ mod quote;
 mod reply;
 mod select;
 mod skb;
+mod source;
 mod stats;
 mod tables;
 mod tell;

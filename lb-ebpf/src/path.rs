@@ -6,7 +6,7 @@ use core::ffi::c_void;
 use lb_common::conntrack::{Entry as _, flag};
 
 use crate::{
-    claim, embryonic, established,
+    affinity, claim, embryonic, established,
     family::Family,
     flow_packet::{FlowPacket, Step},
     forward, select,
@@ -66,5 +66,9 @@ pub(crate) fn new_flow<F: Family, const XDP: bool>(
         return step;
     }
     established::retire::<F>(packet.now);
-    claim::insert_forward::<F>(packet, entry)
+    let step = claim::insert_forward::<F>(packet, entry);
+    if step == Step::FORWARD {
+        affinity::note::<F>(packet, entry);
+    }
+    step
 }

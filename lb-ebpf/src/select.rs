@@ -8,13 +8,16 @@ use lb_common::{
     names::flow_use,
     reason::Reason,
     service::{
-        Frontend, Selection, Service, address_role, backend_flag, frontend_flag, service_flag,
+        Frontend, Selection, Service, address_role, backend_flag, frontend_flag, member_flag,
+        service_flag, source_class,
     },
 };
 
 use crate::{
+    affinity,
     family::{Family, entries_in_use},
     flow_packet::{FlowPacket, Step},
+    source,
     tables::{ADDRESSES, SERVICES, SLOTS, config},
 };
 
@@ -38,11 +41,30 @@ pub(crate) fn choose<F: Family>(packet: &FlowPacket<F::Flow>, out: &mut F::Entry
     let Some(service) = SERVICES.get_ptr(frontend.service) else {
         return Step::refuse(Reason::BrokenTable);
     };
+    if frontend.flags & frontend_flag::SOURCE_RANGES != 0 && !source::admits::<F>(packet, service) {
+        return Step::refuse(Reason::SourceRange);
+    }
     // The epoch first: the slot read after it is at least as new.
     // SAFETY: an aligned word of an array element.
     let epoch = unsafe { (&raw const (*service).epoch).read_volatile() };
+    // SAFETY: as above.
+    let policy = unsafe { (&raw const (*service).flags).read_volatile() };
+    if policy & service_flag::LIVE == 0 {
+        return Step::refuse(Reason::BrokenTable);
+    }
+    let internal = frontend.flags & frontend_flag::INTERNAL != 0;
+    let mut class = 0;
+    let mut local = policy & service_flag::INTERNAL_LOCAL != 0;
+    if !internal {
+        local = policy & service_flag::EXTERNAL_LOCAL != 0;
+        if local {
+            class = source::class::<F>(packet);
+            // As if it had left the cluster and come back by a node that has an endpoint.
+            local = class & (source_class::POD | source_class::NODE) == 0;
+        }
+    }
     let mut id = 0;
-    let step = select(service, frontend.flags, packet.flow.hash(), &mut id);
+    let step = select::<F>(packet, frontend.service, service, local, &mut id);
     if step != Step::FORWARD {
         return step;
     }
@@ -52,9 +74,6 @@ pub(crate) fn choose<F: Family>(packet: &FlowPacket<F::Flow>, out: &mut F::Entry
     if backend.flags & backend_flag::LIVE == 0 {
         return Step::refuse(Reason::BrokenTable);
     }
-    // SAFETY: an aligned word of an array element.
-    let service_flags = unsafe { (&raw const (*service).flags).read_volatile() };
-    let keeps_source = service_flags & service_flag::KEEP_SOURCE != 0;
     let flags = if backend.address == packet.flow.source() {
         // Hairpin: an endpoint must not see itself as its client.
         flag::FULL_NAT
@@ -62,10 +81,18 @@ pub(crate) fn choose<F: Family>(packet: &FlowPacket<F::Flow>, out: &mut F::Entry
         flag::HOST
     } else if backend.flags & backend_flag::LOCAL != 0 {
         flag::LOCAL
-    } else if keeps_source {
+    } else if policy & service_flag::KEEP_SOURCE != 0 {
         0
     } else {
-        flag::FULL_NAT
+        if internal {
+            class = source::class::<F>(packet);
+        }
+        // The reply to a pod of this node comes back through this node.
+        if class & source_class::LOCAL_POD != 0 {
+            0
+        } else {
+            flag::FULL_NAT
+        }
     };
     let written = F::Flow::new(
         packet.flow.source(),
@@ -79,7 +106,7 @@ pub(crate) fn choose<F: Family>(packet: &FlowPacket<F::Flow>, out: &mut F::Entry
     if !packet.is_tcp() {
         out.set_note(Note::new(0, epoch));
     }
-    if flags == 0 {
+    if flags & (flag::FULL_NAT | flag::HOST) == 0 {
         Step::CHOSEN_KEEPING_SOURCE
     } else {
         Step::CHOSEN
@@ -148,24 +175,41 @@ pub(crate) fn address_role<F: Family>(address: F::Address) -> u32 {
     unsafe { ADDRESSES.get(F::mapped(address)) }.map_or(0, |role| role.flags)
 }
 
+/// A backend of the local or the cluster set: the one session affinity remembers, else the one a hash
+/// falls on.
+#[inline(always)]
+fn select<F: Family>(
+    packet: &FlowPacket<F::Flow>,
+    id: u32,
+    service: *const Service,
+    local: bool,
+    out: &mut u32,
+) -> Step {
+    // SAFETY: an aligned word of an array element.
+    let seconds = unsafe { (&raw const (*service).affinity_seconds).read_volatile() };
+    if seconds == 0 {
+        return select_by_hash(service, local, packet.flow.hash(), out);
+    }
+    let set = if local {
+        member_flag::LOCAL
+    } else {
+        member_flag::CLUSTER
+    };
+    *out = affinity::find::<F>(packet, id, seconds, set);
+    if *out != 0 {
+        return Step::FORWARD;
+    }
+    // Of the client alone, so that its first flows agree before one of them is noted.
+    select_by_hash(service, local, packet.flow.client_hash(), out)
+}
+
 /// The backend a hash falls on.
 ///
 /// The selection's word is read again after the slot: a table published meanwhile may already lie
 /// where the old one was. One repetition is enough, a second publication takes longer than this.
 #[inline(always)]
-fn select(service: *const Service, frontend_flags: u32, hash: u32, out: &mut u32) -> Step {
-    // SAFETY: an array element, written by the agent as whole words.
-    let flags = unsafe { (&raw const (*service).flags).read_volatile() };
-    if flags & service_flag::LIVE == 0 {
-        return Step::refuse(Reason::BrokenTable);
-    }
-    let policy = if frontend_flags & frontend_flag::INTERNAL != 0 {
-        service_flag::INTERNAL_LOCAL
-    } else {
-        service_flag::EXTERNAL_LOCAL
-    };
-    let local = flags & policy != 0;
-    // SAFETY: both are aligned words of the element.
+fn select_by_hash(service: *const Service, local: bool, hash: u32, out: &mut u32) -> Step {
+    // SAFETY: both are aligned words of the element, written by the agent as such.
     let word = unsafe {
         if local {
             &raw const (*service).local
@@ -179,6 +223,8 @@ fn select(service: *const Service, frontend_flags: u32, hash: u32, out: &mut u32
     for _ in 0..2 {
         let selection = Selection::from_word(seen);
         if selection.length == 0 {
+            // SAFETY: as above.
+            let flags = unsafe { (&raw const (*service).flags).read_volatile() };
             return Step::refuse(if local && flags & service_flag::HAS_ENDPOINTS != 0 {
                 Reason::NoLocalEndpoint
             } else {
