@@ -4,7 +4,7 @@
 //! ```text
 //! backends, members, extents, source classes and ranges, service ports, gateway endpoints,
 //!     frontends, addresses                                                             (make)
-//! addresses, frontends, service ports, source ranges and classes, extents, members, set epochs,
+//! addresses, frontends, service ports, source ranges, extents, members, set epochs,
 //!     gateway endpoints, backends                                                      (break)
 //! ```
 //! A source-range set is written while no service port names it, and taken away when none does any
@@ -44,6 +44,11 @@ pub fn diff(actual: &TableSet, desired: &TableSet) -> Vec<TableOp> {
     ops.extend(
         new(&actual.extents, &desired.extents)
             .map(|(&element, table)| TableOp::WriteExtent(element, Arc::clone(table))),
+    );
+    // The old ones first: the table may have no room for both.
+    ops.extend(
+        gone(&actual.source_classes, &desired.source_classes)
+            .map(|(&network, _)| TableOp::RemoveSourceClass(network)),
     );
     ops.extend(
         new(&actual.source_classes, &desired.source_classes)
@@ -88,10 +93,6 @@ pub fn diff(actual: &TableSet, desired: &TableSet) -> Vec<TableOp> {
     );
     let ranges = actual.source_ranges.difference(&desired.source_ranges);
     ops.extend(ranges.map(|&(set, network)| TableOp::RemoveSourceRange(set, network)));
-    ops.extend(
-        gone(&actual.source_classes, &desired.source_classes)
-            .map(|(&network, _)| TableOp::RemoveSourceClass(network)),
-    );
     ops.extend(gone(&actual.extents, &desired.extents).map(|(&e, _)| TableOp::FreeExtent(e)));
     ops.extend(gone(&actual.members, &desired.members).map(|(&k, _)| TableOp::RemoveMember(k)));
     ops.append(&mut late);

@@ -13,19 +13,23 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use crate::{
     node::NodeConfig,
-    snapshot::{Rejection, Snapshot},
+    snapshot::{ObjectName, Rejection, Snapshot},
     tables::TableSet,
 };
 
 mod admit;
 mod arena;
 mod claims;
+mod classes;
 mod draft;
 mod endpoints;
+mod health;
 mod ids;
 mod keep;
 mod publish;
+mod ranges;
 
+pub use health::{HealthCheck, WithoutLocal};
 pub use keep::keep;
 
 /// What the tables should hold, and what we refused to put there.
@@ -39,6 +43,10 @@ pub struct Plan {
     /// Service ports whose new backend set found no room beside the extents this plan gives back.
     /// They keep their old set, if they had one: apply this plan, then plan again.
     pub deferred: Vec<String>,
+    /// The health checks of load-balancer Services under `externalTrafficPolicy: Local`.
+    pub health: BTreeMap<ObjectName, HealthCheck>,
+    /// Service ports that have endpoints, but none here where only those count.
+    pub without_local: WithoutLocal,
 }
 
 /// Ids which nothing in the tables names but a flow may: they are not handed out.
@@ -94,16 +102,27 @@ impl Planner {
         let mut rejected = Vec::new();
         let mut drafts = draft::services(snapshot, node, &mut rejected);
         claims::resolve(&mut drafts, previous, &mut rejected);
+        let checks = drafts
+            .iter()
+            .filter_map(|d| Some((d.name.clone(), d.health?)));
+        let mut health: BTreeMap<_, _> = checks.collect();
         drafts.retain(|service| !service.ports.is_empty());
+        let wanted = drafts.iter().filter(|draft| draft.health.is_some());
+        let wanted: BTreeSet<_> = wanted.map(|draft| draft.name.clone()).collect();
         let admitted = admit::admit(drafts, previous, node, quarantine, &mut rejected);
-        let (tables, deferred) = publish::publish(&admitted, previous, node, self, &mut rejected);
+        let (mut tables, deferred) =
+            publish::publish(&admitted, previous, node, self, &mut rejected);
+        tables.source_classes = classes::classes(snapshot, node, &mut rejected);
+        health::forget_unserved(&mut health, &wanted, &tables);
         self.raise_epochs = false;
         rejected.sort_unstable();
         rejected.dedup();
         Plan {
+            without_local: WithoutLocal::count(&tables),
             tables,
             rejected,
             deferred,
+            health,
         }
     }
 }

@@ -93,9 +93,19 @@ fn any_snapshot() -> impl Strategy<Value = Snapshot> {
             any::<bool>(),
             any::<bool>(),
             proptest::option::of(0_i64..3),
+            proptest::option::of(proptest::sample::subsequence(
+                vec!["10.0.0.0/8", "198.51.100.0/24", "2001:db8::/32"],
+                0..3,
+            )),
         )
-            .prop_map(
-                move |(vips, ports, local, affinity, created)| ServiceObject {
+            .prop_map(move |(vips, ports, local, affinity, created, ranges)| {
+                ServiceObject {
+                    restricts_sources: ranges.is_some(),
+                    source_ranges: ranges
+                        .iter()
+                        .flatten()
+                        .map(|text| text.parse().expect("a network"))
+                        .collect(),
                     external_policy: if local {
                         TrafficPolicy::Local
                     } else {
@@ -104,8 +114,8 @@ fn any_snapshot() -> impl Strategy<Value = Snapshot> {
                     affinity_seconds: if affinity { 10_800 } else { 0 },
                     created,
                     ..service(&format!("s{i}"), &vips, &ports)
-                },
-            )
+                }
+            })
     };
     let any_slice = |i: usize| {
         let endpoint = |n: usize| {
@@ -151,10 +161,12 @@ fn any_node() -> impl Strategy<Value = NodeConfig> {
         any::<bool>(),
         any::<bool>(),
         prop_oneof![Just(96_u32), Just(400), Just(4_096)],
+        prop_oneof![Just(2_u32), Just(4), Just(4_096)],
     )
-        .prop_map(|(gateway, node_ports, slots)| {
+        .prop_map(|(gateway, node_ports, slots, source_ranges)| {
             let sizes = TableSizes {
                 slots,
+                source_ranges,
                 ..TableSizes::default()
             };
             let node = if node_ports {
@@ -166,6 +178,7 @@ fn any_node() -> impl Strategy<Value = NodeConfig> {
                 gateway,
                 sizes,
                 snat_addresses: [ip("192.0.2.2")].into(),
+                primary: vec![ip("198.51.100.1")],
                 ..node
             }
         })
@@ -203,6 +216,7 @@ fn apply_checked(
             );
         }
         for (&id, record) in &now.services {
+            check_ranges(id, record, [&before, now, desired])?;
             check_service(id, record, &before, now, desired)?;
         }
         for (address, roles) in &now.addresses {
@@ -239,6 +253,26 @@ fn check_service(
         };
         prop_assert_eq!(members(now), members(desired), "the epoch moved too early");
     }
+    Ok(())
+}
+
+/// A service port admits whom it admitted before, or whom it will admit.
+fn check_ranges(
+    id: u32,
+    record: &ServiceRecord,
+    [before, now, desired]: [&TableSet; 3],
+) -> Result<(), TestCaseError> {
+    let of = |tables: &TableSet, set: u32| -> Option<Vec<_>> {
+        let range = tables.source_ranges.iter().filter(|(s, _)| *s == set);
+        (set != 0).then(|| range.map(|(_, network)| *network).collect())
+    };
+    let whole = |tables: &TableSet| Some(of(tables, tables.services.get(&id)?.source_ranges));
+    let is = Some(of(now, record.source_ranges));
+    prop_assert!(
+        is == whole(before) || is == whole(desired),
+        "{} admits {is:?}",
+        record.name
+    );
     Ok(())
 }
 
@@ -280,10 +314,12 @@ proptest! {
             for _ in 0..8 {
                 let previous = dataplane.tables().clone();
                 let quarantine = Quarantine::default();
-                let Plan { tables, deferred, rejected } = planner.plan(&previous, state, &node, &quarantine);
+                let Plan { tables, deferred, rejected, .. } = planner.plan(&previous, state, &node, &quarantine);
                 let again = plan(&previous, state, &node, &quarantine);
                 prop_assert_eq!(&again.tables, &tables, "the planner's memory does not show");
                 prop_assert_eq!(violations(&tables), Vec::<String>::new());
+                let room = node.sizes.source_ranges as usize;
+                prop_assert!(previous.source_ranges.union(&tables.source_ranges).count() <= room);
                 apply_checked(&mut dataplane, &tables, &diff(&previous, &tables))?;
                 prop_assert_eq!(dataplane.tables(), &tables);
                 prop_assert_eq!(diff(&tables, &tables), vec![]);

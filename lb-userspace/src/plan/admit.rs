@@ -11,6 +11,7 @@ use super::{
     Quarantine,
     draft::{PortDraft, ServiceDraft, addresses, owner},
     ids::{IdPool, incarnation},
+    ranges::{Networks, RangeAddition, RangeSets},
 };
 use crate::{
     node::NodeConfig,
@@ -28,6 +29,8 @@ pub(super) struct Admitted {
     pub(super) backend_ids: HashMap<SocketAddr, u32>,
     pub(super) addresses: BTreeMap<IpAddr, u32>,
     pub(super) gateway_endpoints: BTreeSet<FrontendId>,
+    /// Source-range sets by id.
+    pub(super) source_ranges: BTreeMap<u32, Networks>,
 }
 
 /// A service port with its id.
@@ -35,6 +38,8 @@ pub(super) struct Admitted {
 pub(super) struct Numbered {
     pub(super) service: ObjectName,
     pub(super) id: u32,
+    /// Source-range set id.
+    pub(super) source_ranges: u32,
     pub(super) draft: PortDraft,
 }
 
@@ -78,6 +83,7 @@ pub(super) fn admit(
         frontends: BTreeMap::new(),
         gateway_endpoints: BTreeMap::new(),
         members: 0,
+        source_ranges: RangeSets::new(previous, node.sizes.source_ranges),
         admitted: Admitted {
             addresses: own_roles(node),
             ..Admitted::default()
@@ -93,7 +99,11 @@ pub(super) fn admit(
             rejected.push(Rejection::service(&name, "", message));
         }
     }
-    admission.admitted
+    let source_ranges = admission.source_ranges.into_sets();
+    Admitted {
+        source_ranges,
+        ..admission.admitted
+    }
 }
 
 /// What an endpoint is, as far as this node is concerned.
@@ -141,6 +151,7 @@ struct Admission<'a> {
     /// Gateway endpoints admitted, by family.
     gateway_endpoints: BTreeMap<Family, usize>,
     members: usize,
+    source_ranges: RangeSets,
     admitted: Admitted,
 }
 
@@ -156,6 +167,7 @@ struct Addition {
     pending: HashMap<SocketAddr, u32>,
     vips: BTreeSet<IpAddr>,
     gateway_endpoints: BTreeSet<FrontendId>,
+    source_ranges: RangeAddition,
 }
 
 impl Admission<'_> {
@@ -164,6 +176,7 @@ impl Admission<'_> {
         if let Err(full) = self.weigh(&draft, &mut addition) {
             self.services.give_back(addition.fresh_services);
             self.backends.give_back(addition.fresh_backends);
+            self.source_ranges.give_back(addition.source_ranges);
             return Err(full);
         }
         for (family, count) in addition.frontends {
@@ -191,9 +204,11 @@ impl Admission<'_> {
             admitted.ports.push(Numbered {
                 service: draft.name.clone(),
                 id,
+                source_ranges: addition.source_ranges.id(port.family),
                 draft: port,
             });
         }
+        self.source_ranges.admit(addition.source_ranges);
         Ok(())
     }
 
@@ -208,6 +223,14 @@ impl Admission<'_> {
             self.admitted.addresses.len() + addition.vips.len() - known,
             ("addresses", "tables.addresses", sizes.addresses),
         )?;
+        let ranges = &mut addition.source_ranges;
+        if !self.source_ranges.weigh(&draft.source_ranges, ranges) {
+            return Err(Full {
+                what: "source ranges",
+                key: "tables.sourceRanges",
+                capacity: sizes.source_ranges,
+            });
+        }
         for port in &draft.ports {
             let count = addition.frontends.entry(port.family).or_default();
             *count += port.frontends.len();

@@ -5,7 +5,11 @@ use std::net::IpAddr;
 
 use lb_common::service::{ServiceName, frontend_flag, service_flag};
 
-use super::endpoints::{self, EndpointSets, Wanted};
+use super::{
+    endpoints::{self, EndpointSets, Wanted},
+    health::{self, HealthCheck},
+    ranges::{self, Networks},
+};
 use crate::{
     node::NodeConfig,
     snapshot::{
@@ -25,6 +29,9 @@ pub(super) struct ServiceDraft {
     /// Seconds since 1970, if known.
     pub(super) created: Option<i64>,
     pub(super) ports: Vec<PortDraft>,
+    /// Who may use the load-balancer addresses, by family; empty for everybody.
+    pub(super) source_ranges: BTreeMap<Family, Networks>,
+    pub(super) health: Option<HealthCheck>,
 }
 
 /// One service port of one family.
@@ -100,6 +107,13 @@ impl<'a> Drafter<'a> {
     fn draft(mut self, slices: &[&SliceObject]) -> ServiceDraft {
         let service = self.service;
         self.check_addresses();
+        let source_ranges = ranges::of_service(service, self.node, |field, message| {
+            self.reject(field, message);
+        });
+        let (policy, node) = (self.external_policy(), self.node);
+        let health = health::check(service, policy, slices, node, |field, message| {
+            self.reject(field, message);
+        });
         let keep_source = self.keeps_source();
         let mut ports = Vec::new();
         let usable = self.usable_ports();
@@ -133,24 +147,19 @@ impl<'a> Drafter<'a> {
             name: service.name.clone(),
             created: service.created,
             ports,
+            source_ranges,
+            health,
         }
     }
 
     /// Says which of the Service's addresses are left out as a whole, and why.
     fn check_addresses(&mut self) {
         let service = self.service;
-        if !service.ingress_ips.is_empty() {
-            if service.kind != ServiceKind::LoadBalancer {
-                self.reject(
-                    "status.loadBalancer.ingress",
-                    "is not served: spec.type is not LoadBalancer",
-                );
-            } else if service.restricts_sources {
-                self.reject(
-                    "spec.loadBalancerSourceRanges",
-                    "is not enforced by this version: the load-balancer addresses are not served",
-                );
-            }
+        if !service.ingress_ips.is_empty() && service.kind != ServiceKind::LoadBalancer {
+            self.reject(
+                "status.loadBalancer.ingress",
+                "is not served: spec.type is not LoadBalancer",
+            );
         }
         if !service.external_ips.is_empty() && !self.node.external_ips {
             self.reject("spec.externalIPs", "are not served: externalIPs is off");
@@ -236,7 +245,7 @@ impl<'a> Drafter<'a> {
     /// addresses, node port. An address that is there twice counts once.
     fn claims(&self, port: &ServicePortObject, protocol: Protocol, family: Family) -> Vec<Claim> {
         let service = self.service;
-        let balanced = service.kind == ServiceKind::LoadBalancer && !service.restricts_sources;
+        let balanced = service.kind == ServiceKind::LoadBalancer;
         let lists: [(&[FieldAddress], bool, u32); 3] = [
             (&service.cluster_ips, true, frontend_flag::INTERNAL),
             (&service.ingress_ips, balanced, frontend_flag::SOURCE_RANGES),

@@ -45,7 +45,7 @@ pub(crate) fn node_with_node_ports() -> NodeConfig {
 }
 
 /// A LoadBalancer Service `default/NAME`. `ports` are such as `80`, `http:80`, `dns:53/UDP`,
-/// `http:80/TCP@30080`; the families are those of the VIPs.
+/// `http:80/TCP@30080`; the families are those of the VIPs. It has a health check's port.
 pub(crate) fn service(name: &str, vips: &[&str], ports: &[&str]) -> ServiceObject {
     let ingress_ips = fields(vips, |i| format!("status.loadBalancer.ingress[{i}].ip"));
     let families: BTreeSet<_> = ingress_ips.iter().map(|a| Family::of(a.address)).collect();
@@ -59,6 +59,7 @@ pub(crate) fn service(name: &str, vips: &[&str], ports: &[&str]) -> ServiceObjec
             .enumerate()
             .map(|(i, text)| port(i, text))
             .collect(),
+        health_check_node_port: 32_000,
         ..ServiceObject::default()
     }
 }

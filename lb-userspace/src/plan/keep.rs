@@ -35,6 +35,10 @@ pub fn keep(previous: &TableSet, desired: &mut TableSet, names: &BTreeSet<String
             keep_backend(previous, desired, backend);
         }
     }
+    let sets: BTreeSet<u32> = kept_sets(desired, &ids);
+    let ranges = previous.source_ranges.iter();
+    let ranges = ranges.filter(|(set, _)| sets.contains(set));
+    desired.source_ranges.extend(ranges.copied());
     let mut has_node_port = false;
     for (frontend, record) in &previous.frontends {
         if !ids.contains(&record.service) || desired.frontends.contains_key(frontend) {
@@ -57,6 +61,12 @@ pub fn keep(previous: &TableSet, desired: &mut TableSet, names: &BTreeSet<String
         .iter()
         .filter(|endpoint| endpoints.contains(&SocketAddr::new(endpoint.address, endpoint.port)));
     desired.gateway_endpoints.extend(gateway.copied());
+}
+
+/// The source-range sets that service ports name.
+fn kept_sets(tables: &TableSet, ids: &BTreeSet<u32>) -> BTreeSet<u32> {
+    let services = ids.iter().filter_map(|id| tables.services.get(id));
+    services.map(|record| record.source_ranges).collect()
 }
 
 fn keep_extent(previous: &TableSet, desired: &mut TableSet, selection: Selection) {

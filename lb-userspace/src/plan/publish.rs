@@ -12,6 +12,7 @@ use super::{
     Planner,
     admit::{Admitted, Numbered},
     arena::Arena,
+    ranges,
 };
 use crate::{
     maglev,
@@ -82,7 +83,11 @@ pub(super) fn publish(
         .extents
         .keys()
         .any(|element| !tables.extents.contains_key(element));
-    let mut deferred = Vec::new();
+    let room = node.sizes.source_ranges;
+    let postponed = ranges::write(&mut tables, &admitted.source_ranges, previous, room);
+    let ports = admitted.ports.iter();
+    let postponed = ports.filter(|port| postponed.contains(&port.source_ranges));
+    let mut deferred: Vec<_> = postponed.map(|port| port.draft.name.clone()).collect();
     for port in waiting {
         if frees {
             deferred.push(port.draft.name.clone());
@@ -246,7 +251,7 @@ fn write(
         epoch,
         flags: port.draft.flags,
         affinity_seconds: port.draft.affinity_seconds,
-        source_ranges: 0,
+        source_ranges: port.source_ranges,
     }
 }
 
@@ -272,5 +277,8 @@ fn keep(tables: &mut TableSet, previous: &TableSet, port: &Numbered) -> Option<S
             tables.backends.entry(id).or_insert(*backend);
         }
     }
-    Some(record.clone())
+    Some(ServiceRecord {
+        source_ranges: port.source_ranges,
+        ..record.clone()
+    })
 }

@@ -157,16 +157,6 @@ fn which_addresses_become_frontends() {
             Some("status.loadBalancer.ingress: is not served"),
         ),
         (
-            "source ranges cannot be enforced yet",
-            ServiceObject {
-                restricts_sources: true,
-                ..cluster_ip(web())
-            },
-            node(),
-            vec!["10.0.0.1:80/TCP"],
-            Some("spec.loadBalancerSourceRanges: is not enforced by this version"),
-        ),
-        (
             "no address at all",
             ServiceObject {
                 ingress_ips: vec![],

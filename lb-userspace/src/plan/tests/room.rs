@@ -58,6 +58,13 @@ fn the_newest_service_finds_no_room() {
                 ..sizes.clone()
             },
         ),
+        (
+            "source ranges (tables.sourceRanges",
+            TableSizes {
+                source_ranges: 2,
+                ..sizes.clone()
+            },
+        ),
         ("", TableSizes { slots: 32, ..sizes }),
     ] {
         let services = [
@@ -67,6 +74,8 @@ fn the_newest_service_finds_no_room() {
         ];
         let services = services.map(|(name, vip, created)| ServiceObject {
             external_policy: TrafficPolicy::Local,
+            restricts_sources: true,
+            source_ranges: vec![format!("{vip}/32").parse().expect("a network")],
             ..object(name, vip, created)
         });
         let node = NodeConfig {
