@@ -12,6 +12,8 @@ pub mod dataplane;
 pub mod devices;
 pub mod diff;
 pub mod expire;
+pub mod health;
+pub mod http;
 pub mod kernel;
 pub mod maglev;
 pub mod manifests;

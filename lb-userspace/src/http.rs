@@ -1,0 +1,164 @@
+//! HTTP/1.1 servers of the agent.
+//!
+//! They are open to whoever reaches the node: a server holds few connections, none of them idle for
+//! long, and none outlives its server.
+
+use std::{io, net::SocketAddr, time::Duration};
+
+use axum::{
+    Router,
+    http::{HeaderValue, StatusCode, header},
+    response::{IntoResponse as _, Response},
+};
+use hyper::server::conn::http1;
+use hyper_util::{
+    rt::{TokioIo, TokioTimer},
+    service::TowerToHyperService,
+};
+use nix::sys::socket::{setsockopt, sockopt::Ipv6V6Only};
+use serde::Serialize;
+use tokio::{
+    net::{TcpListener, TcpSocket, TcpStream},
+    task::{JoinHandle, JoinSet},
+    time::timeout,
+};
+use tracing::debug;
+
+/// Connections a server holds at a time; more wait to be accepted.
+const CONNECTIONS: usize = 256;
+/// Connections that may wait.
+const BACKLOG: u32 = 128;
+/// How long a client may take to send a request, or to send another one.
+const IDLE: Duration = Duration::from_secs(20);
+/// How long a connection may last: who reads slowly shall not hold it for ever.
+const LONGEST: Duration = Duration::from_hours(1);
+/// Wait before accepting again when there is no descriptor left.
+const EXHAUSTED: Duration = Duration::from_millis(100);
+
+/// An address of the configuration cannot be listened on.
+#[derive(Debug, thiserror::Error)]
+#[error("{key}: listen on {address}")]
+pub struct ListenError {
+    /// The key that names it.
+    pub key: &'static str,
+    /// The address.
+    pub address: SocketAddr,
+    /// The cause.
+    #[source]
+    pub source: io::Error,
+}
+
+/// A server at work. Dropping it closes the listener and every connection.
+#[derive(Debug)]
+pub struct Server {
+    address: SocketAddr,
+    task: JoinHandle<()>,
+}
+
+impl Server {
+    /// Listens on `address` and answers with `router`. The unspecified IPv6 address takes IPv4 too.
+    ///
+    /// To be called within a runtime.
+    ///
+    /// # Errors
+    ///
+    /// If the address is taken, or not this node's.
+    pub fn start(address: SocketAddr, router: Router) -> io::Result<Self> {
+        let socket = if address.is_ipv6() {
+            let socket = TcpSocket::new_v6()?;
+            setsockopt(&socket, Ipv6V6Only, &false)?;
+            socket
+        } else {
+            TcpSocket::new_v4()?
+        };
+        // Lets a server follow one whose connections are not forgotten yet, never join one.
+        socket.set_reuseaddr(true)?;
+        socket.bind(address)?;
+        let listener = socket.listen(BACKLOG)?;
+        Ok(Self {
+            address: listener.local_addr()?,
+            task: tokio::spawn(serve(listener, router)),
+        })
+    }
+
+    /// As [`Self::start`], with the key of the configuration that names the address.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::start`].
+    pub fn start_configured(
+        key: &'static str,
+        address: SocketAddr,
+        router: Router,
+    ) -> Result<Self, ListenError> {
+        Self::start(address, router).map_err(|source| ListenError {
+            key,
+            address,
+            source,
+        })
+    }
+
+    /// Where it listens.
+    pub const fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Closes everything, and returns when the port is free.
+    pub async fn close(mut self) {
+        self.task.abort();
+        // Ends by being aborted: nothing else is to be learned from it.
+        drop((&mut self.task).await);
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+/// A JSON answer nobody takes for anything else.
+pub(crate) fn json(status: StatusCode, body: &impl Serialize) -> Response {
+    let Ok(text) = serde_json::to_string_pretty(body) else {
+        return StatusCode::INTERNAL_SERVER_ERROR.into_response();
+    };
+    let mut response = (status, text).into_response();
+    let headers = response.headers_mut();
+    let json = HeaderValue::from_static("application/json");
+    headers.insert(header::CONTENT_TYPE, json);
+    let nosniff = HeaderValue::from_static("nosniff");
+    headers.insert(header::X_CONTENT_TYPE_OPTIONS, nosniff);
+    response
+}
+
+/// Accepts until aborted; the connections end with it.
+async fn serve(listener: TcpListener, router: Router) {
+    let mut connections = JoinSet::new();
+    loop {
+        while connections.try_join_next().is_some() {}
+        if connections.len() >= CONNECTIONS {
+            connections.join_next().await;
+        }
+        match listener.accept().await {
+            Ok((stream, _)) => {
+                connections.spawn(connection(stream, router.clone()));
+            }
+            Err(error) => {
+                debug!(%error, "accept");
+                tokio::time::sleep(EXHAUSTED).await;
+            }
+        }
+    }
+}
+
+async fn connection(stream: TcpStream, router: Router) {
+    let serving = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(IDLE)
+        .serve_connection(TokioIo::new(stream), TowerToHyperService::new(router));
+    match timeout(LONGEST, serving).await {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => debug!(%error, "connection"),
+        Err(_elapsed) => debug!("connection closed for its age"),
+    }
+}
