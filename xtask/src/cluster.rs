@@ -11,7 +11,7 @@ mod node;
 mod processes;
 mod topology;
 
-use std::fs;
+use std::fs::{self, File};
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -121,6 +121,34 @@ pub(crate) fn cluster(task: Task) -> Result<()> {
         Task::Start { name } => cluster.processes.resume(&name),
         Task::Exec { place, arguments } => cluster.pass(&mut cluster.exec(&place, &arguments)?),
     }
+}
+
+/// Compiles and installs what [`cluster`] needs, so that starting one takes seconds.
+///
+/// # Errors
+/// Something is missing and cannot be installed, or does not compile.
+pub(crate) fn prepare() -> Result<()> {
+    setup()?;
+    build::build(&Cluster::new().directory)?;
+    Ok(())
+}
+
+/// Waits until the cluster of a test program that ended is gone.
+///
+/// # Errors
+/// Some of it is still there.
+pub(crate) fn settle() -> Result<()> {
+    let cluster = Cluster::new();
+    let lock = cluster.directory.join("test.lock");
+    // Held by whoever removes the cluster.
+    File::create(&lock)
+        .and_then(|file| file.lock())
+        .with_context(|| format!("lock {}", lock.display()))?;
+    ensure!(
+        !cluster.processes.are_running() && !cluster.network.exists(),
+        "the tests left a cluster behind"
+    );
+    Ok(())
 }
 
 /// One working tree's cluster, whether or not it runs.

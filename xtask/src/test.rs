@@ -1,7 +1,8 @@
 //! Running the tests, by tier.
 //!
-//! The file name in `tests/tests` tells the tier: `packet_*.rs` and `netns_*.rs`. Both need root
-//! and a kernel with BPF; where that is missing they are skipped aloud, but fail under `CI=true`.
+//! The file name in `tests/tests` tells the tier: `packet_*.rs`, `netns_*.rs`, `kubernetes_*.rs`. All
+//! need root and a kernel with BPF; where that is missing they are skipped aloud, but fail under
+//! `CI=true`.
 
 use std::env;
 use std::fs;
@@ -12,7 +13,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, bail};
 use clap::ValueEnum;
 
-use crate::{command, compile, ebpf, root, setup};
+use crate::{cluster, command, compile, ebpf, image, root, setup};
 
 /// Tests that run under the same conditions.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, ValueEnum)]
@@ -23,6 +24,8 @@ pub(crate) enum Tier {
     Packet,
     /// Real programs in network namespaces
     Netns,
+    /// Sluice's own DaemonSet in a real Kubernetes cluster on this machine
+    Kubernetes,
 }
 
 /// What the test programs of one tier reported.
@@ -85,9 +88,13 @@ fn run(tier: Tier, filter: &[String]) -> Report {
     };
     match unprivileged(tier) {
         None => match cargo(tier).and_then(|cargo| cargo_test(cargo, filter)) {
-            Ok((tally, failure)) => {
+            Ok((tally, mut failure)) => {
+                if let (Tier::Kubernetes, Err(error)) = (tier, cluster::settle()) {
+                    report.failed = true;
+                    failure = Some(format!("{error:#}"));
+                }
                 // A test program that failed has told how many tests did; one that died has not.
-                report.failed = failure.is_some() && tally.failed == 0;
+                report.failed |= failure.is_some() && tally.failed == 0;
                 report.tally = tally;
                 report.note = failure;
             }
@@ -133,6 +140,15 @@ fn cargo(tier: Tier) -> Result<Command> {
             setup::network()?;
             compile::build(false)?;
             cargo.args(["--package", "lb-tests"]);
+        }
+        Tier::Kubernetes => {
+            cluster::prepare()?;
+            image::image(image::NAME, None)?;
+            // The tests start and remove clusters by this very program.
+            let own = env::current_exe().context("find this program")?;
+            cargo
+                .args(["--package", "lb-tests"])
+                .env("SLUICE_XTASK", own);
         }
     }
     if let Some(prefix) = tier.prefix() {
@@ -193,6 +209,7 @@ impl Tier {
             Self::Host => None,
             Self::Packet => Some("packet_"),
             Self::Netns => Some("netns_"),
+            Self::Kubernetes => Some("kubernetes_"),
         }
     }
 }
