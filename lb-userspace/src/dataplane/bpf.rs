@@ -37,6 +37,7 @@ mod dump;
 mod encode;
 mod extents;
 mod maps;
+mod traffic;
 
 /// The kernel's tables, by their pins. It needs no agent and no program, only the maps.
 #[derive(Debug)]
@@ -139,6 +140,8 @@ impl BpfDataplane {
     fn set_backend(&self, id: u32, record: &BackendRecord) -> Result<(), DataplaneError> {
         let what = || format!("set backend {id} {}", record.endpoint);
         self.mark(record.endpoint.ip(), &what)?;
+        self.begin_backends([(id, *record)])
+            .map_err(|error| kernel_error(what(), error))?;
         let maps = &self.maps;
         match encode::backend(record) {
             encode::Backend::V4(value) => {
@@ -186,6 +189,8 @@ impl BpfDataplane {
     fn set_service(&self, id: u32, record: &ServiceRecord) -> Result<(), DataplaneError> {
         let what = || format!("set service port {id} {}", record.name);
         let name = encode::service_name(&record.name);
+        self.begin_services([id])
+            .map_err(|error| kernel_error(what(), error))?;
         put(
             &self.maps.service_names,
             names::SERVICE_NAMES,

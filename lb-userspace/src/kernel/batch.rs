@@ -10,6 +10,8 @@ use super::{
 
 /// Elements asked for in one batch call: large enough to make the call cheap, small enough for L2.
 const BATCH: usize = 4096;
+/// Elements of a per-CPU array written in one batch call: each has a value for every CPU.
+const ZEROS: usize = 256;
 /// The kernel's `ENOTSUPP`, which libc does not know: a map type without the operation.
 const ENOTSUPP: i32 = 524;
 
@@ -80,6 +82,62 @@ impl Map {
                 Err(error) if is_unsupported(&error) => {
                     for (key, value) in keys.iter().zip(values) {
                         self.update(key, value)?;
+                    }
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
+    }
+
+    /// Lends some elements of a per-CPU array to `visit`: index, and one value for each CPU. Indices
+    /// beyond the array are left out.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::lookup`].
+    pub fn for_some_per_cpu<V: Wire>(
+        &self,
+        indices: impl IntoIterator<Item = u32>,
+        mut visit: impl FnMut(u32, &[V]),
+    ) -> io::Result<()> {
+        self.check::<u32>()?;
+        let cpus = self.check_per_cpu::<V>()?;
+        let mut values = vec![zeroed::<V>(); cpus];
+        for index in indices {
+            let mut attr = self.element(address(&index), slice_mut(&mut values), 0);
+            // SAFETY: `values` holds one value for each possible CPU, each a multiple of 8 bytes.
+            if found(unsafe { bpf(command::LOOKUP_ELEM, &mut attr) })? {
+                visit(index, &values);
+            }
+        }
+        Ok(())
+    }
+
+    /// Makes elements of a per-CPU array zero, on every CPU. Indices beyond the array are left out.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::lookup`].
+    pub fn zero_per_cpu<V: Wire>(&self, indices: &[u32]) -> io::Result<()> {
+        if indices.is_empty() {
+            return Ok(());
+        }
+        self.check::<u32>()?;
+        let cpus = self.check_per_cpu::<V>()?;
+        let capacity = self.info().max_entries;
+        let indices: Vec<u32> = indices.iter().copied().filter(|i| *i < capacity).collect();
+        let zeros = vec![zeroed::<V>(); indices.len().min(ZEROS) * cpus];
+        for chunk in indices.chunks(ZEROS) {
+            let mut attr = self.batch(slice(chunk), slice(&zeros), chunk.len());
+            // SAFETY: the arrays hold `count` keys, and for each key a value for each possible CPU.
+            match unsafe { bpf(command::UPDATE_BATCH, &mut attr) } {
+                Ok(_) => {}
+                Err(error) if is_unsupported(&error) => {
+                    for index in chunk {
+                        let mut attr = self.element(address(index), slice(&zeros), 0);
+                        // SAFETY: `zeros` holds a value for each possible CPU.
+                        unsafe { bpf(command::UPDATE_ELEM, &mut attr) }?;
                     }
                 }
                 Err(error) => return Err(error),

@@ -67,6 +67,10 @@ impl BpfDataplane {
                 }
             }
         }
+        self.begin_backends(run.iter().filter_map(|op| match op {
+            TableOp::SetBackend(id, record) => Some((*id, *record)),
+            _ => None,
+        }))?;
         self.maps.backends_v4.update_batch(&v4.keys, &v4.values)?;
         self.maps.backends_v6.update_batch(&v6.keys, &v6.values)
     }
@@ -93,6 +97,7 @@ impl BpfDataplane {
             };
             columns.push(*id, encode::service_name(&record.name));
         }
+        self.begin_services(columns.keys.iter().copied())?;
         self.maps
             .service_names
             .update_batch(&columns.keys, &columns.values)?;
