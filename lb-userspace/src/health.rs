@@ -17,7 +17,7 @@ use axum::{Router, extract::State, http::StatusCode, response::Response, routing
 use jiff::Timestamp;
 
 pub use self::{
-    node_ports::{Bind, EVENT_REASON, HealthCheck, Policy, PortState, Servers, Wanted},
+    node_ports::{Bind, EVENT_REASON, Policy, PortState, Servers, Wanted},
     status::{Body, Report, Status},
 };
 use crate::http::{self, ListenError, Server};

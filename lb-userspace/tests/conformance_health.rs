@@ -9,8 +9,9 @@ use std::{
 };
 
 use lb_userspace::{
-    health::{Bind, Health, HealthCheck, Policy, PortState, Servers, Status, Wanted},
+    health::{Bind, Health, Policy, PortState, Servers, Status, Wanted},
     http::Server,
+    plan::HealthCheck,
     snapshot::ObjectName,
 };
 use serde_json::{Value, json};

@@ -31,6 +31,7 @@ use tracing::{info, warn};
 use super::{Health, code};
 use crate::{
     http::{self, Server},
+    plan::HealthCheck,
     snapshot::ObjectName,
 };
 
@@ -39,15 +40,6 @@ pub const EVENT_REASON: &str = "FailedToStartServiceHealthcheck";
 
 /// How long after a failure to listen the next attempt comes.
 const RETRY: Duration = Duration::from_secs(5);
-
-/// The health check of a Service.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub struct HealthCheck {
-    /// `spec.healthCheckNodePort`.
-    pub port: u16,
-    /// Endpoints this node can send to: unique addresses that are ready.
-    pub local_ready: usize,
-}
 
 /// What shall be listened on.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
