@@ -41,6 +41,7 @@ use crate::{
     pins::{self, LoadOptions, PinError},
     preflight::{self, PreflightError},
     refusals::Refusals,
+    source::Scope,
 };
 
 mod interfaces;
@@ -176,7 +177,11 @@ impl Agent {
     /// Makes everything ready; no packet notices.
     async fn load(config: Config) -> Result<Self, AgentError> {
         let manifests = config.manifests.as_ref().ok_or_else(source_gone)?;
-        let source = ManifestSource::watch(manifests)?;
+        let scope = Scope {
+            node_name: config.node_name.clone(),
+            service_proxy_name: config.service_proxy_name.clone(),
+        };
+        let source = ManifestSource::watch(manifests, scope)?;
         let netfilter = tokio::task::spawn_blocking(netfilter::inspect).await?;
         let unknown_flows = unknown_flows(config.unknown_flows, netfilter);
         info!(

@@ -1,9 +1,10 @@
 //! A directory of ordinary Kubernetes manifests as a source of [`Snapshot`]s.
 //!
 //! Every `.yaml`, `.yml` and `.json` file of the directory is read, several documents a file; kinds
-//! other than Service and EndpointSlice are ignored. What is broken is reported and keeps its last
-//! good version: an object until it is fixed or its file removed, a whole directory until it can be
-//! read again. Files take effect in the order of their names, which decides between duplicates.
+//! other than Service, EndpointSlice, ServiceCIDR and Node are ignored, and so is any Node but our
+//! own. What is broken is reported and keeps its last good version: an object until it is fixed or
+//! its file removed, a whole directory until it can be read again. Files take effect in the order of
+//! their names, which decides between duplicates.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -14,11 +15,16 @@ use std::{
     sync::Arc,
 };
 
-use document::{Entry, Object, Outcome};
+use document::{Entry, Outcome};
+use object::Object;
 
-use crate::{snapshot::Rejection, source::SourceState};
+use crate::{
+    snapshot::Rejection,
+    source::{Scope, SourceState},
+};
 
 mod document;
+mod object;
 mod watcher;
 
 /// Why a directory of manifests cannot be a source.
@@ -48,6 +54,7 @@ pub enum ManifestError {
 #[derive(Debug)]
 pub struct ManifestSource {
     directory: PathBuf,
+    scope: Scope,
     files: BTreeMap<OsString, File>,
     /// Why the directory could not be listed the last time.
     unreadable: Option<String>,
@@ -60,7 +67,7 @@ impl ManifestSource {
     /// # Errors
     ///
     /// If the directory cannot be listed.
-    pub fn new(directory: impl Into<PathBuf>) -> Result<Self, ManifestError> {
+    pub fn new(directory: impl Into<PathBuf>, scope: Scope) -> Result<Self, ManifestError> {
         let directory = directory.into();
         let names = match list(&directory) {
             Ok(names) => names,
@@ -68,6 +75,7 @@ impl ManifestSource {
         };
         let mut source = Self {
             directory,
+            scope,
             files: BTreeMap::new(),
             unreadable: None,
             state: Arc::default(),
@@ -85,8 +93,9 @@ impl ManifestSource {
     /// If the directory cannot be listed or no thread can be started.
     pub fn watch(
         directory: impl Into<PathBuf>,
+        scope: Scope,
     ) -> Result<tokio::sync::watch::Receiver<Arc<SourceState>>, ManifestError> {
-        watcher::start(directory.into())
+        watcher::start(directory.into(), scope)
     }
 
     /// What the last scan found.
@@ -123,7 +132,7 @@ impl ManifestSource {
                 .ok();
             let file = self.files.entry(name.clone()).or_default();
             if stamp.is_none() || file.stamp != stamp || touched.contains(&name) {
-                file.read(&path, stamp);
+                file.read(&path, stamp, &self.scope);
             }
         }
     }
@@ -179,6 +188,10 @@ impl ManifestSource {
                     Object::Slice(object) => {
                         state.snapshot.slices.insert(name, Arc::clone(object));
                     }
+                    Object::Node(object) => state.node = Some((**object).clone()),
+                    Object::ServiceNetworks(networks) => {
+                        state.snapshot.service_networks.extend(networks);
+                    }
                     Object::Excluded => {}
                 }
             }
@@ -198,7 +211,7 @@ struct File {
 }
 
 impl File {
-    fn read(&mut self, path: &Path, stamp: Option<Stamp>) {
+    fn read(&mut self, path: &Path, stamp: Option<Stamp>, scope: &Scope) {
         let json = path.extension() == Some(OsStr::new("json"));
         let outcomes = match fs::read(path) {
             // Most likely an editor or a full disk between truncating and writing. To withdraw its
@@ -210,7 +223,7 @@ impl File {
                 )]
             }
             Ok(bytes) => match String::from_utf8(bytes) {
-                Ok(text) => document::parse(&text, json),
+                Ok(text) => document::parse(&text, json, scope),
                 Err(error) => vec![Outcome::unknown("", format!("is not UTF-8: {error}"))],
             },
             Err(error) => vec![Outcome::unknown("", format!("cannot be read: {error}"))],

@@ -33,7 +33,7 @@ pub struct Snapshot {
     pub service_networks: BTreeSet<IpNet>,
 }
 
-/// Namespace and name of an object.
+/// Namespace and name of an object. A cluster's object has no namespace.
 #[derive(Clone, Debug, Default, Eq, Hash, Ord, PartialEq, PartialOrd)]
 pub struct ObjectName {
     /// Namespace.
@@ -54,6 +54,9 @@ impl ObjectName {
 
 impl fmt::Display for ObjectName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.namespace.is_empty() {
+            return f.write_str(&self.name);
+        }
         write!(f, "{}/{}", self.namespace, self.name)
     }
 }

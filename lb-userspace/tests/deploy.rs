@@ -7,6 +7,7 @@ use lb_userspace::{
     manifests::ManifestSource,
     node::NodeConfig,
     plan::{Quarantine, plan},
+    source::Scope,
     tables::TableSet,
 };
 
@@ -45,7 +46,8 @@ fn the_unit_runs_the_agent_with_that_configuration() {
 
 #[test]
 fn the_example_is_served_as_a_whole() {
-    let source = ManifestSource::new(deploy("example")).expect("the example directory");
+    let source = ManifestSource::new(deploy("example"), Scope::default());
+    let source = source.expect("the example directory");
     let state = source.state();
     assert!(state.complete);
     let said = |rejections: &[lb_userspace::snapshot::Rejection]| {

@@ -1,57 +1,9 @@
 //! The documents of one manifest file, each good or broken on its own.
 
-use std::{fmt, sync::Arc};
-
-use k8s_openapi::{
-    api::{core::v1::Service, discovery::v1::EndpointSlice},
-    apimachinery::pkg::apis::meta::v1::ObjectMeta,
-};
 use serde_json::Value;
 
-use crate::snapshot::{
-    ObjectName, Rejection, ServiceObject, SliceObject, Subject, SubjectKind, convert,
-};
-
-/// The kinds we read.
-#[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
-pub(super) enum Kind {
-    Service,
-    EndpointSlice,
-}
-
-/// What makes an object the same object in another file or version.
-#[derive(Clone, Debug, Eq, Ord, PartialEq, PartialOrd)]
-pub(super) struct Key {
-    pub(super) kind: Kind,
-    pub(super) name: ObjectName,
-}
-
-impl Key {
-    /// Whom to tell about it.
-    pub(super) fn subject(&self) -> Option<Subject> {
-        let kind = match self.kind {
-            Kind::Service => SubjectKind::Service,
-            Kind::EndpointSlice => SubjectKind::EndpointSlice,
-        };
-        let name = self.name.clone();
-        Some(Subject { kind, name })
-    }
-}
-
-impl fmt::Display for Key {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{:?} {}", self.kind, self.name)
-    }
-}
-
-/// A good object, as the snapshot will hold it.
-#[derive(Clone, Debug)]
-pub(super) enum Object {
-    Service(Arc<ServiceObject>),
-    Slice(Arc<SliceObject>),
-    /// An object of a kind we read which is not ours to balance. It still has its name.
-    Excluded,
-}
+use super::object::{self, Key, Kind, Object};
+use crate::{snapshot::Rejection, source::Scope};
 
 /// One object of a file.
 #[derive(Clone, Debug)]
@@ -92,7 +44,7 @@ impl Outcome {
 }
 
 /// Reads every document of a file.
-pub(super) fn parse(text: &str, json: bool) -> Vec<Outcome> {
+pub(super) fn parse(text: &str, json: bool, scope: &Scope) -> Vec<Outcome> {
     let mut outcomes = Vec::new();
     let documents = if json {
         json_documents(text)
@@ -103,7 +55,7 @@ pub(super) fn parse(text: &str, json: bool) -> Vec<Outcome> {
         let place = format!("document {}", i + 1);
         match document {
             Ok(Value::Null) => {}
-            Ok(value) => read_value(&place, value, &mut outcomes),
+            Ok(value) => read_value(&place, value, scope, &mut outcomes),
             Err(message) => outcomes.push(Outcome::unknown(&place, message)),
         }
     }
@@ -187,7 +139,7 @@ fn is_marker(line: &str, marker: &str) -> bool {
 }
 
 /// Reads one object, or every item of a list.
-fn read_value(place: &str, mut value: Value, outcomes: &mut Vec<Outcome>) {
+fn read_value(place: &str, mut value: Value, scope: &Scope, outcomes: &mut Vec<Outcome>) {
     let text = |value: &Value, field: &str| {
         value
             .get(field)
@@ -197,7 +149,7 @@ fn read_value(place: &str, mut value: Value, outcomes: &mut Vec<Outcome>) {
     };
     let (version, kind) = (text(&value, "apiVersion"), text(&value, "kind"));
     match (version.as_str(), kind.as_str()) {
-        ("v1", "List" | "ServiceList") | ("discovery.k8s.io/v1", "EndpointSliceList") => {
+        (version, kind) if Kind::is_list(version, kind) => {
             let items = value.get_mut("items").map(Value::take).unwrap_or_default();
             let items = match items {
                 Value::Array(items) => items,
@@ -216,133 +168,24 @@ fn read_value(place: &str, mut value: Value, outcomes: &mut Vec<Outcome>) {
                     (item.as_object_mut(), kind.strip_suffix("List"))
                     && !item_kind.is_empty()
                 {
-                    item.entry("apiVersion")
-                        .or_insert_with(|| version.clone().into());
+                    item.entry("apiVersion").or_insert_with(|| version.into());
                     item.entry("kind").or_insert_with(|| item_kind.into());
                 }
-                read_value(&format!("{place} items[{i}]"), item, outcomes);
+                read_value(&format!("{place} items[{i}]"), item, scope, outcomes);
             }
-        }
-        ("v1", "Service") => outcomes.push(read_object(place, value, Kind::Service)),
-        ("discovery.k8s.io/v1", "EndpointSlice") => {
-            outcomes.push(read_object(place, value, Kind::EndpointSlice));
         }
         ("", _) | (_, "") => outcomes.push(Outcome::unknown(
             place,
             "is not a Kubernetes object: apiVersion or kind is missing",
         )),
-        (version, "Service" | "EndpointSlice") => {
-            let key = key_of(&value, &kind);
-            outcomes.push(broken(
-                place,
-                key,
-                "apiVersion",
-                format!("`{version}` is not supported"),
-            ));
-        }
-        _ => tracing::debug!(place, version, kind, "not a kind to balance, ignored"),
-    }
-}
-
-fn key_of(value: &Value, kind: &str) -> Option<Key> {
-    let kind = match kind {
-        "Service" => Kind::Service,
-        "EndpointSlice" => Kind::EndpointSlice,
-        _ => return None,
-    };
-    let metadata = value.get("metadata")?;
-    let namespace = metadata
-        .get("namespace")
-        .and_then(Value::as_str)
-        .unwrap_or("default");
-    let name = metadata.get("name")?.as_str()?;
-    Some(Key {
-        kind,
-        name: ObjectName::new(namespace, name),
-    })
-}
-
-fn broken(place: &str, key: Option<Key>, field: &str, message: String) -> Outcome {
-    let object = match &key {
-        Some(key) => format!("{place} ({key})"),
-        None => place.to_owned(),
-    };
-    let subject = key.as_ref().and_then(Key::subject);
-    Outcome::Broken {
-        key,
-        rejection: Rejection {
-            object,
-            field: field.to_owned(),
-            message,
-            subject,
-        },
-    }
-}
-
-fn read_object(place: &str, value: Value, kind: Kind) -> Outcome {
-    let key = key_of(&value, &format!("{kind:?}"));
-    let (metadata, object, rejections) = match kind {
-        Kind::Service => match serde_path_to_error::deserialize::<_, Service>(value) {
-            Ok(service) => {
-                let (object, rejections) = convert::service(&service);
-                let object = object.map(|object| Object::Service(Arc::new(object)));
-                (service.metadata, object, rejections)
+        (version, kind) => match Kind::find(version, kind) {
+            Some((kind, true)) => outcomes.push(object::read(place, value, kind, scope)),
+            Some((kind, false)) => {
+                let key = Key::of(kind, &value);
+                let message = format!("`{version}` is not supported");
+                outcomes.push(object::broken(place, key, "apiVersion", message));
             }
-            Err(error) => return mistyped(place, key, &error),
+            None => tracing::debug!(place, version, kind, "not a kind to balance, ignored"),
         },
-        Kind::EndpointSlice => match serde_path_to_error::deserialize::<_, EndpointSlice>(value) {
-            Ok(slice) => {
-                let (object, rejections) = convert::slice(&slice);
-                let object = object.map(|object| Object::Slice(Arc::new(object)));
-                (slice.metadata, object, rejections)
-            }
-            Err(error) => return mistyped(place, key, &error),
-        },
-    };
-    if let Err(message) = check_name(&metadata) {
-        return broken(place, None, "metadata.name", message);
-    }
-    Outcome::Good(Entry {
-        place: place.to_owned(),
-        key: Key {
-            kind,
-            name: convert::object_name(&metadata),
-        },
-        object: object.unwrap_or(Object::Excluded),
-        rejections,
-    })
-}
-
-fn mistyped(
-    place: &str,
-    key: Option<Key>,
-    error: &serde_path_to_error::Error<serde_json::Error>,
-) -> Outcome {
-    let field = error.path().to_string();
-    broken(
-        place,
-        key,
-        if field == "." { "" } else { &field },
-        error.inner().to_string(),
-    )
-}
-
-/// A name the API server would take: it ends up in tables and messages with separators of their own.
-fn check_name(metadata: &ObjectMeta) -> Result<(), String> {
-    let name = convert::object_name(metadata);
-    let is_dns = |text: &str| {
-        (1..=253).contains(&text.len())
-            && text
-                .bytes()
-                .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b"-.".contains(&b))
-    };
-    if name.name.is_empty() {
-        Err("is missing".to_owned())
-    } else if is_dns(&name.name) && is_dns(&name.namespace) {
-        Ok(())
-    } else {
-        Err(format!(
-            "`{name}` is not a namespace and a name of lower-case letters, digits and `-`"
-        ))
     }
 }

@@ -19,6 +19,13 @@ fn service(name: &str, port: &str) -> String {
     )
 }
 
+fn scope() -> Scope {
+    Scope {
+        node_name: "edge-1".to_owned(),
+        service_proxy_name: None,
+    }
+}
+
 struct Directory(tempfile::TempDir);
 
 impl Directory {
@@ -39,7 +46,7 @@ impl Directory {
     }
 
     fn open(&self) -> ManifestSource {
-        ManifestSource::new(self.0.path()).expect("a readable directory")
+        ManifestSource::new(self.0.path(), scope()).expect("a readable directory")
     }
 }
 
@@ -241,7 +248,7 @@ fn a_directory_that_goes_away_keeps_its_last_good_state() {
     fs::rename(path.with_extension("away"), &path).expect("a renamed directory");
     assert_eq!(rescan(&mut source).1, Vec::<String>::new());
     assert!(matches!(
-        ManifestSource::new("/nonexistent"),
+        ManifestSource::new("/nonexistent", scope()),
         Err(ManifestError::Directory { .. })
     ));
 }
@@ -268,7 +275,7 @@ async fn wait_for(
 async fn changes_of_every_kind_are_noticed() {
     let directory = Directory::new(&[("a.yaml", &service("web", "80"))]);
     let path = directory.0.path().to_owned();
-    let mut receiver = ManifestSource::watch(&path).expect("a watched directory");
+    let mut receiver = ManifestSource::watch(&path, scope()).expect("a watched directory");
     assert!(receiver.borrow().complete);
     wait_for(&mut receiver, &["default/web 80"]).await;
 
@@ -300,7 +307,8 @@ async fn a_file_is_not_read_while_it_is_being_written() {
     use std::io::Write as _;
     let text = format!("{}---\n{}", service("db", "1"), service("web", "80"));
     let directory = Directory::new(&[("a.yaml", &text)]);
-    let mut receiver = ManifestSource::watch(directory.0.path()).expect("a watched directory");
+    let mut receiver =
+        ManifestSource::watch(directory.0.path(), scope()).expect("a watched directory");
     let mut file = fs::File::create(directory.0.path().join("a.yaml")).expect("a file");
     file.write_all(service("db", "2").as_bytes())
         .expect("half of it");
@@ -313,4 +321,45 @@ async fn a_file_is_not_read_while_it_is_being_written() {
     write!(file, "---\n{}", service("web", "81")).expect("the other half");
     drop(file);
     wait_for(&mut receiver, &["default/db 2", "default/web 81"]).await;
+}
+
+#[test]
+fn the_own_node_and_the_service_networks_are_read() {
+    let node = |name: &str| {
+        format!(
+            "{{apiVersion: v1, kind: Node, metadata: {{name: {name}, \
+             labels: {{topology.kubernetes.io/zone: {name}}}}}}}"
+        )
+    };
+    let cidr = |name: &str, network: &str| {
+        format!(
+            "{{apiVersion: networking.k8s.io/v1, kind: ServiceCIDR, \
+             metadata: {{name: {name}}}, spec: {{cidrs: [{network}]}}}}"
+        )
+    };
+    let list = format!(
+        "{{apiVersion: v1, kind: NodeList, items: [{}, {}]}}",
+        node("edge-1"),
+        node("edge-2")
+    );
+    let directory = Directory::new(&[
+        ("a.yaml", &list),
+        ("b.yaml", &cidr("a", "10.0.0.0/16")),
+        ("c.yaml", &cidr("b", "2001:db8:1::/112")),
+        ("d.yaml", &cidr("c", "10.0.0.0")),
+    ]);
+    let state = directory.open().state();
+    assert_eq!(
+        state.node.as_ref().and_then(|node| node.zone.as_deref()),
+        Some("edge-1")
+    );
+    let networks = state.snapshot.service_networks.iter();
+    let networks: Vec<_> = networks.map(ToString::to_string).collect();
+    assert_eq!(networks, ["10.0.0.0/16", "2001:db8:1::/112"]);
+    assert_eq!(
+        summary(&state).1,
+        [
+            "d.yaml document 1 (ServiceCIDR c): spec.cidrs[0]: `10.0.0.0` is not a prefix in CIDR notation"
+        ]
+    );
 }

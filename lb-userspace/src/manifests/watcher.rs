@@ -21,7 +21,7 @@ use notify::{
 use tokio::sync::watch;
 
 use super::{ManifestError, ManifestSource, is_manifest};
-use crate::source::SourceState;
+use crate::source::{Scope, SourceState};
 
 /// Changes that follow each other within this time are taken in together.
 const SETTLE: Duration = Duration::from_millis(20);
@@ -33,10 +33,11 @@ const RESCAN: Duration = Duration::from_secs(5);
 /// Reads the directory and starts to watch it.
 pub(super) fn start(
     directory: PathBuf,
+    scope: Scope,
 ) -> Result<watch::Receiver<Arc<SourceState>>, ManifestError> {
     // Watch first: what changes while the first scan runs must not be missed.
     let mut watcher = DirectoryWatcher::new(directory.clone());
-    let mut source = ManifestSource::new(directory.clone())?;
+    let mut source = ManifestSource::new(directory.clone(), scope)?;
     let (sender, receiver) = watch::channel(source.state());
     let run = move || {
         while let Some(touched) = watcher.wait(&sender) {

@@ -41,7 +41,12 @@ pub fn object_name(metadata: &ObjectMeta) -> ObjectName {
 }
 
 /// Reduces a Service to what balancing needs. `None`: not ours to balance, by kind or label.
-pub fn service(service: &Service) -> (Option<ServiceObject>, Vec<Rejection>) {
+///
+/// Ours are those which name the proxy `claimed`, or, without a name, those which name none.
+pub fn service(
+    service: &Service,
+    claimed: Option<&str>,
+) -> (Option<ServiceObject>, Vec<Rejection>) {
     let name = object_name(&service.metadata);
     let mut rejected = Rejected {
         name: &name,
@@ -52,7 +57,7 @@ pub fn service(service: &Service) -> (Option<ServiceObject>, Vec<Rejection>) {
         rejected.push("spec", "is missing");
         return (None, rejected.list);
     };
-    if is_excluded(&service.metadata, spec) {
+    if is_another_proxys(&service.metadata, claimed) || is_headless(&service.metadata, spec) {
         return (None, rejected.list);
     }
     let Some(kind) = kind(spec, &mut rejected) else {
@@ -170,13 +175,15 @@ fn annotations(metadata: &ObjectMeta) -> BTreeMap<String, String> {
         .collect()
 }
 
-fn is_excluded(metadata: &ObjectMeta, spec: &ServiceSpec) -> bool {
+fn is_another_proxys(metadata: &ObjectMeta, claimed: Option<&str>) -> bool {
+    label(metadata, PROXY_NAME) != claimed
+}
+
+/// Without addresses to balance; a name elsewhere has none either.
+fn is_headless(metadata: &ObjectMeta, spec: &ServiceSpec) -> bool {
     let headless = spec.cluster_ip.as_deref() == Some("None")
         || spec.cluster_ips.iter().flatten().any(|ip| ip == "None");
-    headless
-        || spec.type_.as_deref() == Some("ExternalName")
-        || has_label(metadata, PROXY_NAME)
-        || has_label(metadata, HEADLESS)
+    headless || spec.type_.as_deref() == Some("ExternalName") || has_label(metadata, HEADLESS)
 }
 
 fn kind(spec: &ServiceSpec, rejected: &mut Rejected<'_>) -> Option<ServiceKind> {

@@ -5,7 +5,7 @@ use k8s_openapi::{
     apimachinery::pkg::apis::meta::v1::ObjectMeta,
 };
 
-use super::{HEADLESS, PROXY_NAME, Rejected, has_label, label, object_name, protocol};
+use super::{HEADLESS, Rejected, has_label, is_another_proxys, label, object_name, protocol};
 use crate::{
     snapshot::{Endpoint, Rejection, SliceObject, SlicePort, address::parse_usable},
     tables::Family,
@@ -18,14 +18,19 @@ const SERVICE_NAME: &str = "kubernetes.io/service-name";
 const TRIGGERED: &str = "endpoints.kubernetes.io/last-change-trigger-time";
 
 /// Reduces an EndpointSlice to what balancing needs. `None`: not ours to use.
-pub fn slice(slice: &EndpointSlice) -> (Option<SliceObject>, Vec<Rejection>) {
+///
+/// Of which Services, see [`service`](super::service).
+pub fn slice(
+    slice: &EndpointSlice,
+    claimed: Option<&str>,
+) -> (Option<SliceObject>, Vec<Rejection>) {
     let name = object_name(&slice.metadata);
     let mut rejected = Rejected {
         name: &name,
         of: Rejection::slice,
         list: Vec::new(),
     };
-    if has_label(&slice.metadata, PROXY_NAME) || has_label(&slice.metadata, HEADLESS) {
+    if is_another_proxys(&slice.metadata, claimed) || has_label(&slice.metadata, HEADLESS) {
         return (None, rejected.list);
     }
     let service = label(&slice.metadata, SERVICE_NAME).unwrap_or_default();

@@ -1,18 +1,18 @@
 use k8s_openapi::api::discovery::v1::EndpointSlice;
-use serde_json::{Value, json};
+use serde_json::{Value, from_value, json};
 
 use super::*;
 use crate::snapshot::SliceObject;
 
 fn service_of(value: Value) -> (Option<ServiceObject>, Vec<String>) {
-    let object: Service = serde_json::from_value(value).expect("a typed Service");
-    let (object, rejections) = service(&object);
+    let object: Service = from_value(value).expect("a typed Service");
+    let (object, rejections) = service(&object, None);
     (object, rejections.iter().map(ToString::to_string).collect())
 }
 
 fn slice_of(value: Value) -> (Option<SliceObject>, Vec<String>) {
-    let object: EndpointSlice = serde_json::from_value(value).expect("a typed EndpointSlice");
-    let (object, rejections) = slice(&object);
+    let object: EndpointSlice = from_value(value).expect("a typed EndpointSlice");
+    let (object, rejections) = slice(&object, None);
     (object, rejections.iter().map(ToString::to_string).collect())
 }
 
@@ -192,4 +192,26 @@ fn slices_that_are_not_ours_are_left_out() {
     let headless =
         json!({"kubernetes.io/service-name": "web", "service.kubernetes.io/headless": ""});
     assert_eq!(slice(&headless, "IPv4"), (None, vec![]));
+}
+
+#[test]
+fn a_proxy_s_name_claims_its_services_and_only_these() {
+    let labelled = |name: Option<&str>| {
+        let mut value = base(json!({"clusterIP": "10.0.0.1", "ports": [{"port": 80}]}));
+        if let Some(name) = name {
+            value["metadata"]["labels"] = json!({"service.kubernetes.io/service-proxy-name": name});
+        }
+        from_value::<Service>(value).expect("a typed Service")
+    };
+    for (label, claimed, expected) in [
+        (None, None, true),
+        (Some(""), None, false),
+        (Some("sluice"), None, false),
+        (Some("sluice"), Some("sluice"), true),
+        (Some("other"), Some("sluice"), false),
+        (None, Some("sluice"), false),
+    ] {
+        let (object, _) = service(&labelled(label), claimed);
+        assert_eq!(object.is_some(), expected, "{label:?} {claimed:?}");
+    }
 }
