@@ -113,7 +113,7 @@ pub(crate) fn cluster(task: Task) -> Result<()> {
             workers,
             edges,
             kube_proxy,
-        } => cluster.up(&topology::nodes(edges, workers)?, kube_proxy),
+        } => cluster.up_with(workers, edges, kube_proxy),
         Task::Down => cluster.down(),
         Task::Kubectl { arguments } => cluster.pass(cluster.kubectl().args(&arguments)),
         Task::Load { archive } => cluster.load(&archive),
@@ -152,7 +152,7 @@ pub(crate) fn settle() -> Result<()> {
 }
 
 /// One working tree's cluster, whether or not it runs.
-struct Cluster {
+pub(crate) struct Cluster {
     directory: PathBuf,
     run: PathBuf,
     network: Network,
@@ -160,7 +160,8 @@ struct Cluster {
 }
 
 impl Cluster {
-    fn new() -> Self {
+    /// That of this working tree.
+    pub(crate) fn new() -> Self {
         let directory = root().join("target/cluster");
         let mut hasher = DefaultHasher::new();
         directory.hash(&mut hasher);
@@ -176,6 +177,14 @@ impl Cluster {
             run: directory.join("run"),
             directory,
         }
+    }
+
+    /// Starts it with so many nodes, after removing one that is already there.
+    ///
+    /// # Errors
+    /// Something does not start; what was made until then is removed.
+    pub(crate) fn up_with(&self, workers: u8, edges: u8, proxy: ProxyMode) -> Result<()> {
+        self.up(&topology::nodes(edges, workers)?, proxy)
     }
 
     #[expect(
@@ -264,7 +273,11 @@ impl Cluster {
         Ok(())
     }
 
-    fn load(&self, archive: &Path) -> Result<()> {
+    /// Gives every node an image.
+    ///
+    /// # Errors
+    /// No cluster runs, or a node refuses the image.
+    pub(crate) fn load(&self, archive: &Path) -> Result<()> {
         ensure!(archive.is_file(), "there is no file {}", archive.display());
         let nodes = fs::read_dir(self.run.join("nodes")).context("no cluster runs")?;
         for node in nodes {
@@ -276,7 +289,11 @@ impl Cluster {
         Ok(())
     }
 
-    fn exec(&self, place: &str, arguments: &[String]) -> Result<Command> {
+    /// A command that runs in `client`, `router`, `control` or a node.
+    ///
+    /// # Errors
+    /// There is no such node.
+    pub(crate) fn exec(&self, place: &str, arguments: &[String]) -> Result<Command> {
         let (program, arguments) = arguments.split_first().context("no command is given")?;
         let mut command = if matches!(place, "client" | "router" | control::NAMESPACE) {
             self.network.within(place, program)
@@ -288,7 +305,8 @@ impl Cluster {
         Ok(command)
     }
 
-    fn kubectl(&self) -> Command {
+    /// A kubectl of the admin.
+    pub(crate) fn kubectl(&self) -> Command {
         let components = build::artifacts(&self.directory).components;
         control::kubectl(&components, &self.run, &self.network)
     }

@@ -3,6 +3,7 @@
 //! Everything happens in namespaces of its own and is gone afterwards, see [`network`].
 
 pub(crate) mod client;
+mod cluster;
 mod manifests;
 mod network;
 pub(crate) mod server;
@@ -26,11 +27,12 @@ const REQUESTS: u16 = 26;
 const PHASES: [&str; 3] = ["b1 and b2", "b3 added", "b1 draining"];
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// Runs the demonstration with freshly compiled programs, or with those in `programs`.
+/// Runs the demonstration with freshly compiled programs, or with those in `programs`; with
+/// `in_cluster` the one in a Kubernetes cluster.
 ///
 /// # Errors
 /// A request or a long-lived connection failed, or a change did not show.
-pub(crate) fn demo(programs: Option<&Path>) -> Result<()> {
+pub(crate) fn demo(programs: Option<&Path>, in_cluster: bool) -> Result<()> {
     ensure!(
         command::is_root(),
         "the demonstration makes network namespaces and loads BPF programs: run it as root"
@@ -39,6 +41,9 @@ pub(crate) fn demo(programs: Option<&Path>) -> Result<()> {
         command::has_bpffs(),
         "no BPF file system is at /sys/fs/bpf, and it cannot be mounted there"
     );
+    if in_cluster {
+        return cluster::demo(programs);
+    }
     setup::network()?;
     let programs = match programs {
         Some(directory) => Programs::within(&directory.canonicalize()?),

@@ -65,6 +65,9 @@ enum Task {
         /// Take lb-agent and lbctl from this directory instead of compiling them
         #[arg(long)]
         programs: Option<PathBuf>,
+        /// In a real Kubernetes cluster on this machine
+        #[arg(long)]
+        cluster: bool,
     },
     #[command(hide = true)]
     DemoServer(demo::server::Arguments),
@@ -116,7 +119,7 @@ fn main() -> ExitCode {
         }),
         Task::Lint => lint::lint(),
         Task::Test { only, filter } => test::test(only, &filter),
-        Task::Demo { programs } => demo::demo(programs.as_deref()),
+        Task::Demo { programs, cluster } => demo::demo(programs.as_deref(), cluster),
         Task::DemoServer(arguments) => demo::server::serve(&arguments),
         Task::DemoClient(arguments) => demo::client::ask(&arguments),
         Task::Cluster { task } => cluster::cluster(task),
