@@ -19,7 +19,7 @@ use crate::{
 pub struct HealthCheck {
     /// `spec.healthCheckNodePort`.
     pub port: u16,
-    /// Endpoints that take new flows of this node; without any the node wants no traffic.
+    /// Endpoints this node sends new flows to: addresses that are ready.
     pub local_ready: usize,
 }
 
@@ -96,6 +96,9 @@ pub(super) fn forget_unserved(
     wanted: &BTreeSet<ObjectName>,
     tables: &TableSet,
 ) {
+    if wanted.is_empty() {
+        return;
+    }
     let names = tables.services.values();
     let served: HashSet<_> = names.map(|record| owner(&record.name)).collect();
     for (name, check) in checks {
@@ -104,3 +107,6 @@ pub(super) fn forget_unserved(
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -114,15 +114,15 @@ impl RangeSets {
         for (&family, networks) in wanted {
             let pending = addition.sets.values().find(|(_, set)| set == networks);
             let pending = pending.map(|(id, _)| *id);
-            let id = match pending.or_else(|| self.by_networks.get(networks).copied()) {
-                Some(id) => id,
-                None => {
-                    let Some(id) = self.number(networks, &mut addition.fresh) else {
-                        return false;
-                    };
-                    addition.rows += networks.len();
-                    id
-                }
+            let admitted = || self.by_networks.get(networks).copied();
+            let id = if let Some(id) = pending.or_else(admitted) {
+                id
+            } else {
+                let Some(id) = self.number(networks, &mut addition.fresh) else {
+                    return false;
+                };
+                addition.rows += networks.len();
+                id
             };
             addition.sets.insert(family, (id, Arc::clone(networks)));
         }
