@@ -19,20 +19,23 @@ use lb_common::{
     wire::Wire,
 };
 
+pub use self::{
+    counts::{FlowCounts, PerId, SnatUse},
+    decide::{IdleTicks, to_ticks},
+    in_use::InUse,
+};
 use self::{
     decide::{Fate, decide},
     in_use::Address,
     record::Record,
 };
-pub use self::{
-    decide::{IdleTicks, to_ticks},
-    in_use::InUse,
-};
 use crate::{
     kernel::{self, Map, TestRun},
     pins::PinDirectory,
+    tables::Family,
 };
 
+mod counts;
 mod decide;
 mod in_use;
 mod next_hops;
@@ -49,6 +52,8 @@ pub struct Pass {
     pub deleted: u64,
     /// What flows name.
     pub in_use: InUse,
+    /// How many flows there are.
+    pub flows: FlowCounts,
 }
 
 /// Goes over the flow tables.
@@ -100,7 +105,7 @@ impl Expiry {
     /// If a table cannot be read.
     pub fn in_use(&self) -> io::Result<InUse> {
         let mut in_use = InUse::default();
-        self.note_embryonic(&mut in_use)?;
+        self.note_embryonic(&mut in_use, &mut FlowCounts::default())?;
         self.flows_v4
             .for_each_batch::<Flow4, Entry4>(|flows, entries| {
                 in_use.note_all(flows, entries);
@@ -120,21 +125,23 @@ impl Expiry {
     pub fn pass(&mut self) -> io::Result<Pass> {
         let mut pass = Pass::default();
         // A flow moves from embryonic to established: read in this order, it is seen once at least.
-        self.note_embryonic(&mut pass.in_use)?;
+        self.note_embryonic(&mut pass.in_use, &mut pass.flows)?;
         self.pass_over::<Flow4, Entry4, Idle4>(&self.flows_v4, &mut pass)?;
         self.pass_over::<Flow6, Entry6, Idle6>(&self.flows_v6, &mut pass)?;
         self.next_hops.retire(&pass.in_use.next_hops)?;
         Ok(pass)
     }
 
-    fn note_embryonic(&self, in_use: &mut InUse) -> io::Result<()> {
+    fn note_embryonic(&self, in_use: &mut InUse, counts: &mut FlowCounts) -> io::Result<()> {
         self.embryonic_v4
             .for_each_batch::<Flow4, Entry4>(|flows, entries| {
                 in_use.note_all(flows, entries);
+                counts.note_embryonic(Family::V4, flows, entries);
             })?;
         self.embryonic_v6
             .for_each_batch::<Flow6, Entry6>(|flows, entries| {
                 in_use.note_all(flows, entries);
+                counts.note_embryonic(Family::V6, flows, entries);
             })
     }
 
@@ -151,6 +158,7 @@ impl Expiry {
             pass.halves += flows.len() as u64;
             for (flow, entry) in flows.iter().zip(entries) {
                 pass.in_use.note(flow, entry);
+                pass.flows.note_established(flow, entry);
                 let half = entry.head();
                 // The common case, without a look at the peer.
                 let limit = self

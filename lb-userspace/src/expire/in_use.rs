@@ -60,7 +60,7 @@ impl InUse {
 }
 
 /// An address of either wire form.
-pub(super) struct Address(IpAddr);
+pub(super) struct Address(pub(super) IpAddr);
 
 impl From<Addr4> for Address {
     fn from(address: Addr4) -> Self {
