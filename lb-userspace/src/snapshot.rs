@@ -211,7 +211,8 @@ pub struct ServiceObject {
     pub created: Option<i64>,
     /// `spec.type`.
     pub kind: ServiceKind,
-    /// Families whose traffic is balanced, from `spec.ipFamilies` or the addresses.
+    /// Families whose traffic is balanced, from `spec.ipFamilies` or the addresses; the primary one
+    /// first.
     pub families: Vec<Family>,
     /// `spec.clusterIPs`, valid ones.
     pub cluster_ips: Vec<FieldAddress>,

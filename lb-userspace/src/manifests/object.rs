@@ -128,6 +128,13 @@ pub(super) enum Object {
     Excluded,
 }
 
+/// Gives ports without a name the empty one, as the API server does.
+fn name_ports(slice: &mut EndpointSlice) {
+    for port in slice.ports.iter_mut().flatten() {
+        port.name.get_or_insert_default();
+    }
+}
+
 /// Reads an object of a kind we know.
 pub(super) fn read(place: &str, value: Value, kind: Kind, scope: &Scope) -> Outcome {
     let key = Key::of(kind, &value);
@@ -138,7 +145,8 @@ pub(super) fn read(place: &str, value: Value, kind: Kind, scope: &Scope) -> Outc
             let object = object.map(|object| Object::Service(Arc::new(object)));
             (service.metadata, object, rejections)
         }),
-        Kind::EndpointSlice => typed::<EndpointSlice>(value).map(|slice| {
+        Kind::EndpointSlice => typed::<EndpointSlice>(value).map(|mut slice| {
+            name_ports(&mut slice);
             let (object, rejections) = convert::slice(&slice, claimed);
             let object = object.map(|object| Object::Slice(Arc::new(object)));
             (slice.metadata, object, rejections)

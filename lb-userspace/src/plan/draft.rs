@@ -1,7 +1,10 @@
 //! From Services to service ports: frontends, flags and endpoint sets, before anything is numbered.
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::net::IpAddr;
+use std::{
+    borrow::Cow,
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+};
 
 use lb_common::service::{ServiceName, frontend_flag, service_flag};
 
@@ -220,6 +223,7 @@ impl<'a> Drafter<'a> {
             let mut uses = vec![
                 ("port", format!("port {}/{protocol}", port.port)),
                 ("name", format!("name `{}` of {protocol}", port.name)),
+                ("name", format!("name `{}` of {protocol}", label(port))),
             ];
             if port.node_port != 0 && service.kind != ServiceKind::ClusterIp {
                 uses.push((
@@ -302,13 +306,7 @@ impl<'a> Drafter<'a> {
         keep_source: bool,
     ) -> Option<PortDraft> {
         let service = self.service;
-        let number = port.port.to_string();
-        let label = if port.name.is_empty() {
-            &number
-        } else {
-            &port.name
-        };
-        let name = format!("{}:{label}/{protocol}/{family}", service.name);
+        let name = format!("{}:{}/{protocol}/{family}", service.name, label(port));
         if name.len() > size_of::<ServiceName>() {
             let message = format!("`{name}` is longer than {} bytes", size_of::<ServiceName>());
             self.reject(format!("spec.ports[{}].name", port.index), message);
@@ -341,6 +339,15 @@ impl<'a> Drafter<'a> {
             affinity_seconds,
             sets,
         })
+    }
+}
+
+/// What tells a port from the other ports of its Service.
+fn label(port: &ServicePortObject) -> Cow<'_, str> {
+    if port.name.is_empty() {
+        port.port.to_string().into()
+    } else {
+        port.name.as_str().into()
     }
 }
 

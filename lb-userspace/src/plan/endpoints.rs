@@ -196,7 +196,7 @@ impl Level {
         };
         if counts(Self::SameNode, |e| !e.node_hints.is_empty()) {
             Self::SameNode
-        } else if node.zone.is_some() && counts(Self::SameZone, |e| !e.zone_hints.is_empty()) {
+        } else if counts(Self::SameZone, |e| !e.zone_hints.is_empty()) {
             Self::SameZone
         } else {
             Self::None
@@ -209,7 +209,7 @@ impl Level {
             Self::SameZone => node
                 .zone
                 .as_ref()
-                .is_some_and(|z| endpoint.zone_hints.contains(z)),
+                .is_some_and(|z| !z.is_empty() && endpoint.zone_hints.contains(z)),
             Self::None => true,
         }
     }

@@ -181,6 +181,13 @@ fn which_addresses_become_frontends() {
             Some("spec.ports[1].port: port 80/TCP is that of spec.ports[0], which keeps it"),
         ),
         (
+            "a name that is another port's number",
+            service("web", &["192.0.2.10"], &["80", "80:81"]),
+            node(),
+            vec!["192.0.2.10:80/TCP"],
+            Some("spec.ports[1].name: name `80` of TCP is that of spec.ports[0], which keeps it"),
+        ),
+        (
             "two node ports of one number",
             service("web", &["192.0.2.10"], &["a:80@30080", "b:81@30080"]),
             node_with_node_ports(),

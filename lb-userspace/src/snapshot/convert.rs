@@ -27,6 +27,8 @@ const HEADLESS: &str = "service.kubernetes.io/headless";
 const OURS: &str = "sluice.dev/";
 /// Affinity timeout where the API server has not filled one in.
 const AFFINITY_SECONDS: i32 = 10_800;
+/// Fields named of one object; who has ten thousand broken ones need not read of each.
+const MOST_REJECTIONS: usize = 16;
 
 /// Namespace and name as metadata gives them; a manifest without a namespace means `default`.
 pub fn object_name(metadata: &ObjectMeta) -> ObjectName {
@@ -52,16 +54,17 @@ pub fn service(
         name: &name,
         of: Rejection::service,
         list: Vec::new(),
+        more: 0,
     };
     let Some(spec) = &service.spec else {
         rejected.push("spec", "is missing");
-        return (None, rejected.list);
+        return (None, rejected.finish());
     };
     if is_another_proxys(&service.metadata, claimed) || is_headless(&service.metadata, spec) {
-        return (None, rejected.list);
+        return (None, rejected.finish());
     }
     let Some(kind) = kind(spec, &mut rejected) else {
-        return (None, rejected.list);
+        return (None, rejected.finish());
     };
     let cluster_ips = cluster_ips(spec, &mut rejected);
     let external_ips = addresses(
@@ -139,7 +142,7 @@ pub fn service(
         annotations: annotations(&service.metadata),
         name: name.clone(),
     };
-    (Some(object), rejected.list)
+    (Some(object), rejected.finish())
 }
 
 /// What was wrong with one object.
@@ -147,12 +150,26 @@ struct Rejected<'a> {
     name: &'a ObjectName,
     of: fn(&ObjectName, String, String) -> Rejection,
     list: Vec<Rejection>,
+    /// What [`MOST_REJECTIONS`] left out.
+    more: usize,
 }
 
 impl Rejected<'_> {
     fn push(&mut self, field: impl Into<String>, message: impl Into<String>) {
+        if self.list.len() < MOST_REJECTIONS {
+            self.list
+                .push((self.of)(self.name, field.into(), message.into()));
+        } else {
+            self.more += 1;
+        }
+    }
+
+    fn finish(mut self) -> Vec<Rejection> {
+        if self.more > 0 {
+            let message = format!("{} more fields cannot be understood", self.more);
+            self.list.push((self.of)(self.name, String::new(), message));
+        }
         self.list
-            .push((self.of)(self.name, field.into(), message.into()));
     }
 }
 
@@ -279,8 +296,9 @@ fn cluster_ips(spec: &ServiceSpec, rejected: &mut Rejected<'_>) -> Vec<FieldAddr
     }
 }
 
-/// `spec.ipFamilies`; without them the families of the first list which has an address. A manifest
-/// has no API server to fill them in, so its load-balancer addresses speak for it.
+/// `spec.ipFamilies`, the primary one first; without them the families of the first list which has
+/// an address. A manifest has no API server to fill them in, so its load-balancer addresses speak
+/// for it.
 fn families(
     spec: &ServiceSpec,
     [cluster, ingress, external]: [&Vec<FieldAddress>; 3],
@@ -309,9 +327,10 @@ fn families(
         // Node ports alone: whatever family the node and the endpoints have.
         families.extend([Family::V4, Family::V6]);
     }
-    families.sort_unstable();
+    let primary = families.first().copied();
+    families.retain(|family| Some(*family) != primary);
     families.dedup();
-    families
+    primary.into_iter().chain(families).collect()
 }
 
 fn service_ports(spec: &ServiceSpec, rejected: &mut Rejected<'_>) -> Vec<ServicePortObject> {

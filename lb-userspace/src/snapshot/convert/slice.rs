@@ -29,15 +29,16 @@ pub fn slice(
         name: &name,
         of: Rejection::slice,
         list: Vec::new(),
+        more: 0,
     };
     if is_another_proxys(&slice.metadata, claimed) || has_label(&slice.metadata, HEADLESS) {
-        return (None, rejected.list);
+        return (None, rejected.finish());
     }
     let service = label(&slice.metadata, SERVICE_NAME).unwrap_or_default();
     if service.is_empty() {
         let field = format!("metadata.labels[{SERVICE_NAME}]");
         rejected.push(field, "is missing: no Service uses this slice");
-        return (None, rejected.list);
+        return (None, rejected.finish());
     }
     let family = match slice.address_type.as_str() {
         "IPv4" => Family::V4,
@@ -47,7 +48,7 @@ pub fn slice(
                 "addressType",
                 format!("`{other}` is not balanced, only IPv4 and IPv6"),
             );
-            return (None, rejected.list);
+            return (None, rejected.finish());
         }
     };
     let ports = slice.ports.iter().flatten().enumerate();
@@ -66,7 +67,7 @@ pub fn slice(
         triggered: triggered(&slice.metadata),
         name: name.clone(),
     };
-    (Some(object), rejected.list)
+    (Some(object), rejected.finish())
 }
 
 /// When the change was caused, which the slice's controller notes. A text that is no time counts as
@@ -82,10 +83,9 @@ fn slice_port(
     port: &discovery::EndpointPort,
     rejected: &mut Rejected<'_>,
 ) -> Option<SlicePort> {
-    // Without a number the port is not for Services. A manifest may leave the empty name out; the
-    // API server never does.
-    let number = port.port?;
-    let name = port.name.clone().unwrap_or_default();
+    // Without a name or a number the port is not for Services. The name of a Service's only port is
+    // there and empty: the API server writes it where it was left out.
+    let (name, number) = (port.name.clone()?, port.port?);
     let Some(protocol) = protocol(port.protocol.as_deref()) else {
         let message = format!(
             "`{}` is not TCP, UDP or SCTP",

@@ -121,6 +121,11 @@ fn families_come_from_the_field_else_from_the_addresses() {
             json!({"externalIPs": ["2001:db8::1"]}),
             vec![Family::V4, Family::V6],
         ),
+        (
+            "the primary family first",
+            json!({"ipFamilies": ["IPv6", "IPv4", "IPv6"]}),
+            vec![Family::V6, Family::V4],
+        ),
     ] {
         let (object, rejections) = service_of(base(spec));
         assert_eq!(object.map(|o| o.families), Some(expected), "{name}");
@@ -135,7 +140,8 @@ fn conditions_have_the_defaults_of_the_api() {
         "metadata": {"name": "web-1", "namespace": "shop",
                      "labels": {"kubernetes.io/service-name": "web"}},
         "addressType": "IPv4",
-        "ports": [{"name": "", "port": 8080}, {"name": "none"}, {"name": "zero", "port": 0}],
+        "ports": [{"name": "", "port": 8080}, {"name": "none"}, {"name": "zero", "port": 0},
+                  {"port": 8081}],
         "endpoints": [
             {"addresses": ["10.1.0.1"]},
             {"addresses": ["10.1.0.2", "10.1.0.99"],
@@ -174,6 +180,24 @@ fn conditions_have_the_defaults_of_the_api() {
             "EndpointSlice shop/web-1: endpoints[3].addresses[0]: `2001:db8::1` is not an IPv4 address, as addressType says",
             "EndpointSlice shop/web-1: endpoints[4].addresses[0]: `127.0.0.1` is a loopback address",
         ]
+    );
+}
+
+#[test]
+fn ten_thousand_broken_fields_are_a_few_rejections() {
+    let endpoints: Vec<_> = (0..10_000)
+        .map(|i| json!({"addresses": [format!("pod-{i}")]}))
+        .collect();
+    let (object, rejections) = slice_of(json!({
+        "apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice",
+        "metadata": {"name": "s", "labels": {"kubernetes.io/service-name": "web"}},
+        "addressType": "IPv4", "endpoints": endpoints,
+    }));
+    assert_eq!(object.map(|o| o.endpoints.len()), Some(0));
+    assert_eq!(rejections.len(), MOST_REJECTIONS + 1);
+    assert_eq!(
+        rejections.last().map(String::as_str),
+        Some("EndpointSlice default/s: 9984 more fields cannot be understood")
     );
 }
 
