@@ -170,10 +170,12 @@ impl Book {
 
     /// No service, but the SNAT addresses.
     pub fn bare(self) -> Tables {
-        let (inside, slim) = (INSIDE.snat(), SLIM.snat());
-        tables()
-            .snat(self.pick(inside.0, inside.1))
-            .snat(self.pick(slim.0, slim.1))
+        [INSIDE, SLIM, PODS]
+            .into_iter()
+            .fold(tables(), |tables, port| {
+                let (v4, v6) = port.snat();
+                tables.snat(self.pick(v4, v6))
+            })
     }
 
     /// A packet of the book's protocol; TCP carries ACK and sequence number 1000.

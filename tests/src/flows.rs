@@ -1,12 +1,33 @@
 //! Whole connections as steps: what the cases of many files begin with.
 
+use lb_common::reason::{Event, Reason};
+
 use crate::{
     book::{Book, to_client, towards},
     case::{Step, from},
-    network::{INSIDE, OUTSIDE, PODS, Port},
-    packet::Packet,
+    network::{CLIENT, INSIDE, OUTSIDE, PODS, Port},
+    packet::{Packet, endpoint, packet},
     tables::Tables,
 };
+
+/// A first packet by `port` that is answered as a closed port would, for a reason.
+pub fn rejected(book: Book, port: Port, client: &str, frontend: &str, reason: Reason) -> Step {
+    let first = book.first(client, frontend).next_hop(CLIENT, port.mac);
+    let (answer, event) = if book.is_udp() {
+        let host = |text| endpoint(text).ip().to_string();
+        let header = if book.is_v6() { 48 } else { 28 };
+        let answer = packet()
+            .port_unreachable(&host(frontend), &host(client))
+            .quoting(&first, header);
+        (answer, Event::UnreachableSent)
+    } else {
+        let answer = packet().tcp(frontend, client).flags(0x14);
+        (answer.seq(0).ack(1_000).window(0), Event::ResetSent)
+    };
+    // How every answer of ours leaves: TTL 64, no identification, back to the sender's MAC.
+    let answer = answer.id(0).ttl(64).next_hop(port.mac, CLIENT);
+    from(port, &first).answers(&answer, event).reason(reason)
+}
 
 /// How a flow is forwarded.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]

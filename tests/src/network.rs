@@ -217,6 +217,8 @@ impl Port {
     pub const fn snat(self) -> (&'static str, &'static str) {
         if self.ifindex == SLIM.ifindex {
             ("10.2.0.100", "2001:db8:c::64")
+        } else if self.ifindex == PODS.ifindex {
+            ("10.1.0.100", "2001:db8:b::64")
         } else {
             ("10.0.0.100", "2001:db8:a::64")
         }

@@ -327,6 +327,11 @@ impl Lab {
         (output.retval, output.data)
     }
 
+    /// The tick the programs see.
+    pub fn tick(&self) -> u32 {
+        self.run(names::LB_CLOCK, &[0; 14], &[]).0
+    }
+
     /// Runs the expiry program on records of [`lb_common::conntrack::Idle4`] or `Idle6`.
     pub fn expire(&self, operation: u8, family: u8, records: &[&[u8]]) -> u32 {
         let mut data = vec![0; 14];

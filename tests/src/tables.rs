@@ -3,7 +3,9 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    fmt,
     net::IpAddr,
+    str::FromStr,
     sync::Arc,
 };
 
@@ -29,12 +31,16 @@ pub struct Tables {
     services: Vec<Service>,
     backends: Vec<(std::net::SocketAddr, u16)>,
     addresses: BTreeMap<IpAddr, u32>,
+    ranges: BTreeSet<(u32, String)>,
+    classes: Vec<(String, u32)>,
 }
 
 #[derive(Clone, Debug, Default)]
 struct Service {
     frontends: Vec<(FrontendId, u32)>,
     flags: u32,
+    ranges: u32,
+    affinity_seconds: u32,
     cluster: Vec<u32>,
     local: Vec<u32>,
     serving: BTreeSet<u32>,
@@ -85,6 +91,31 @@ impl Tables {
         for (_, flags) in &mut self.service().frontends {
             *flags |= frontend_flag::INTERNAL;
         }
+        self
+    }
+
+    /// Set `set` of source ranges, which may be empty, for the last service. Its frontends so far are
+    /// load-balancer VIPs.
+    pub fn source_ranges<const N: usize>(mut self, set: u32, networks: [&str; N]) -> Self {
+        let networks = networks.map(|network| (set, network.to_owned()));
+        self.ranges.extend(networks);
+        let service = self.service();
+        service.ranges = set;
+        for (_, flags) in &mut service.frontends {
+            *flags |= frontend_flag::SOURCE_RANGES;
+        }
+        self
+    }
+
+    /// What the addresses of a network are: bits of [`lb_common::service::source_class`].
+    pub fn class(mut self, network: &str, class: u32) -> Self {
+        self.classes.push((network.to_owned(), class));
+        self
+    }
+
+    /// Session affinity of the last service; 0 for none.
+    pub fn affinity(mut self, seconds: u32) -> Self {
+        self.service().affinity_seconds = seconds;
         self
     }
 
@@ -197,8 +228,19 @@ impl Tables {
         for (number, service) in (1_u32..).zip(&self.services) {
             add_service(&mut set, number, service, epoch);
         }
+        for (id, text) in &self.ranges {
+            set.source_ranges.insert((*id, network(text)));
+        }
+        for (text, class) in &self.classes {
+            set.source_classes.insert(network(text), *class);
+        }
         set
     }
+}
+
+fn network<N: FromStr<Err: fmt::Display>>(text: &str) -> N {
+    text.parse()
+        .unwrap_or_else(|e| panic!("network {text:?}: {e}"))
 }
 
 fn add_service(set: &mut TableSet, number: u32, service: &Service, epoch: u32) {
@@ -220,8 +262,8 @@ fn add_service(set: &mut TableSet, number: u32, service: &Service, epoch: u32) {
         local,
         epoch,
         flags: service.flags | service_flag::LIVE,
-        affinity_seconds: 0,
-        source_ranges: 0,
+        affinity_seconds: service.affinity_seconds,
+        source_ranges: service.ranges,
     };
     set.services.insert(number, record);
     for &(id, flags) in &service.frontends {

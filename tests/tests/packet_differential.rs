@@ -9,12 +9,18 @@ use std::{
 
 use etherparse::{NetSlice, SlicedPacket, TransportSlice};
 use lb_common::{
-    config::UnknownFlows,
+    config::{Config, UnknownFlows, config_flag},
+    conntrack::TICK_MASK,
+    names,
     reason::{Counter, Reason, Verdict as Fate},
+    service::{
+        affinity::{Affinity, AffinityKey},
+        service_flag, source_class,
+    },
 };
 use lb_tests::{
     book::{BOOKS, Book},
-    network::{INSIDE, OUTSIDE, PODS, in_network},
+    network::{INSIDE, OUTSIDE, PODS, SLIM, in_network},
     packet::{Packet, describe},
     run::{CONFIG, Hook, Lab, Outcome, Verdict, with_lab},
     tables::Tables,
@@ -47,6 +53,8 @@ enum Act {
     },
     /// The tables change.
     Publish(u8),
+    /// Time goes by for session affinity.
+    Wait(u8),
 }
 
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -65,25 +73,76 @@ fn acts() -> impl Strategy<Value = Vec<Act>> {
         1 => Just(Kind::Reset)
     ];
     let act = prop_oneof![
-        8 => (0_u8..4, 0_u8..6, kind.clone())
+        8 => (0_u8..7, 0_u8..9, kind.clone())
             .prop_map(|(client, destination, kind)| Act::Request { client, destination, kind }),
-        4 => (0_u8..4, 0_u8..3, kind)
+        4 => (0_u8..7, 0_u8..6, kind)
             .prop_map(|(client, destination, kind)| Act::Reply { client, destination, kind }),
         1 => (0_u8..5).prop_map(Act::Publish),
+        1 => (0_u8..80).prop_map(Act::Wait),
     ];
     prop::collection::vec(act, 1..40)
 }
 
-/// The service's states: backends 1 and 2 elsewhere, 3 a pod of this node; a service on the second
-/// VIP whose replies come back through this node; a node port.
+/// Backends 1 and 2 elsewhere, 3 a pod of this node, in states that differ; a service on the second VIP
+/// whose replies come back through this node; a node port; a cluster IP with affinity; and a VIP
+/// with source ranges under a `Local` policy, whose affinity is another.
 fn tables(book: Book, variant: u8) -> Tables {
+    let any = book.at(book.pick("0.0.0.0", "::"), 30_080);
+    let frontend = |number| book.frontend_at(&destination(book, number));
+    let service = members(book, variant, book.service())
+        .frontend(&frontend(1))
+        .backends([book.backend(7, 9_000).as_str()])
+        .keep_source()
+        .frontend(&book.frontend_at(&any))
+        .backends([book.backend(8, 9_001).as_str()])
+        .node_ports_on(book.node_address())
+        .frontend(&frontend(3))
+        .internal()
+        .affinity(30 * u32::from(variant));
+    let service = members(book, variant, service)
+        .frontend(&frontend(4))
+        .flags(service_flag::EXTERNAL_LOCAL)
+        .source_ranges(
+            u32::from(variant) + 1,
+            [
+                book.pick("10.0.0.0/8", "2001:db8::/44"),
+                ranges(book, variant),
+            ],
+        )
+        .also(&frontend(5))
+        .affinity(40);
+    members(book, variant, service)
+        .class(
+            book.pick("10.2.0.6/31", "2001:db8:c::6/127"),
+            source_class::POD,
+        )
+        .class(
+            book.pick("10.2.0.6/32", "2001:db8:c::6/128"),
+            source_class::POD | source_class::LOCAL_POD,
+        )
+        .class(
+            book.pick("10.96.0.0/16", "2001:db8:96::/112"),
+            source_class::SERVICE_NETWORK,
+        )
+}
+
+/// What is in every second set of ranges.
+fn ranges(book: Book, variant: u8) -> &'static str {
+    match variant % 3 {
+        0 => book.pick("198.51.100.0/24", "2001:db8:100::/48"),
+        1 => book.pick("203.0.113.0/25", "2001:db8:ffff::/48"),
+        _ => book.pick("192.0.2.0/24", "2001:db8:eeee::/48"),
+    }
+}
+
+/// Adds the backends of a variant to the last service.
+fn members(book: Book, variant: u8, service: Tables) -> Tables {
     let (one, two, pod) = (
         book.backend(5, 8443),
         book.backend(6, 8443),
         book.pod(5, 8443),
     );
-    let service = book.service();
-    let service = match variant {
+    match variant {
         0 => service
             .backends([one.as_str(), two.as_str()])
             .local_backends([pod.as_str()]),
@@ -93,22 +152,12 @@ fn tables(book: Book, variant: u8) -> Tables {
             .local_backends([pod.as_str()]),
         2 => service
             .gone([one.as_str()])
-            .backends([two.as_str()])
-            .local_backends([pod.as_str()]),
+            .backends([two.as_str(), one.as_str()]),
         3 => service
             .gone([one.as_str(), two.as_str()])
             .local_backends([pod.as_str()]),
         _ => service.gone([one.as_str(), two.as_str(), pod.as_str()]),
-    };
-    let second = book.at(book.pick("192.0.2.2", "2001:db8::2"), 443);
-    let any = book.at(book.pick("0.0.0.0", "::"), 30_080);
-    service
-        .frontend(&book.frontend_at(&second))
-        .backends([book.backend(7, 9_000).as_str()])
-        .keep_source()
-        .frontend(&book.frontend_at(&any))
-        .backends([book.backend(8, 9_001).as_str()])
-        .node_ports_on(book.node_address())
+    }
 }
 
 /// Frontends first, then what is none.
@@ -117,18 +166,25 @@ fn destination(book: Book, number: u8) -> String {
         0 => book.vip(443),
         1 => book.at(book.pick("192.0.2.2", "2001:db8::2"), 443),
         2 => book.at(book.node_address(), 30_080),
-        3 => book.vip(444),
-        4 => book.snat(50_000),
-        _ => book.at(book.node_address(), 30_081),
+        3 => book.at(book.pick("10.96.0.1", "2001:db8:96::1"), 443),
+        4 => book.at(book.pick("192.0.2.3", "2001:db8::3"), 443),
+        5 => book.at(book.pick("192.0.2.4", "2001:db8::4"), 443),
+        6 => book.vip(444),
+        7 => book.snat(50_000),
+        _ => book.at(book.pick("10.96.0.9", "2001:db8:96::9"), 443),
     }
 }
 
+/// Outside, behind the router, a pod of this node, a pod of another, and a backend.
 fn client(book: Book, number: u8) -> String {
     match number {
         0 => book.client(40_000),
         1 => book.client(40_001),
         2 => book.far_client(40_000),
-        _ => book.far_client(40_002),
+        3 => book.far_client(40_002),
+        4 => book.slim(6, 40_000),
+        5 => book.slim(7, 40_000),
+        _ => book.pod(5, 40_000),
     }
 }
 
@@ -139,6 +195,8 @@ struct Pair<'l> {
     model: Forwarder,
     tables: TableSet,
     epoch: u32,
+    /// The backend that is a pod of this node.
+    pod: SocketAddr,
     /// Flows whose end the model follows less closely than the kernel.
     over: BTreeSet<Tuple>,
     /// Packets by what the model said: known, new, refused.
@@ -152,6 +210,7 @@ impl<'l> Pair<'l> {
         let config = ForwarderConfig {
             unknown_flows: UnknownFlows::Select,
             direct_backend_access: false,
+            drop_unallocated: true,
         };
         let mut pair = Self {
             lab,
@@ -159,6 +218,7 @@ impl<'l> Pair<'l> {
             model: Forwarder::new(config),
             tables: TableSet::default(),
             epoch: 0,
+            pod: book.pod(5, 8443).parse().expect("an endpoint"),
             over: BTreeSet::new(),
             said: [0; 3],
         };
@@ -170,6 +230,17 @@ impl<'l> Pair<'l> {
         self.epoch += 1;
         self.tables = tables(self.book, variant).build(self.epoch);
         self.lab.apply(&self.tables);
+    }
+
+    /// A tick is a second here, and stands still: what is remembered grows older instead.
+    fn wait(&mut self, seconds: u32) {
+        self.model.wait(seconds);
+        let map = self.lab.map(names::AFFINITY);
+        let found: Vec<(AffinityKey, Affinity)> = map.read_all().expect("AFFINITY");
+        for (key, mut value) in found {
+            value.stamp = value.stamp.wrapping_sub(seconds) & TICK_MASK;
+            map.update(&key, &value).expect("AFFINITY");
+        }
     }
 
     fn tuple(&self, source: &str, destination: &str) -> Tuple {
@@ -187,6 +258,7 @@ impl<'l> Pair<'l> {
     fn act(&mut self, act: Act) -> Checked<()> {
         match act {
             Act::Publish(variant) => self.publish(variant),
+            Act::Wait(seconds) => self.wait(u32::from(seconds)),
             Act::Request {
                 client: number,
                 destination: to,
@@ -329,6 +401,9 @@ impl<'l> Pair<'l> {
                 let (from, to) = tuple_of(&found.frame);
                 prop_assert_eq!(to, new.endpoint, "{}", text);
                 let address = match new.mode {
+                    ForwardingMode::FullNat if new.endpoint == self.pod => {
+                        host(&self.book.snat_at(PODS, 1))
+                    }
                     ForwardingMode::FullNat => host(&self.book.snat(1)),
                     _ => source.ip(),
                 };
@@ -378,6 +453,8 @@ impl<'l> Pair<'l> {
         let text = source.to_string();
         let port = if text.starts_with("10.1.0.") || text.starts_with("2001:db8:b:") {
             PODS
+        } else if text.starts_with("10.2.0.") || text.starts_with("2001:db8:c:") {
+            SLIM
         } else if text.starts_with("10.0.0.") || text.starts_with("2001:db8:a:") {
             INSIDE
         } else {
@@ -437,6 +514,10 @@ fn tuple_of(frame: &[u8]) -> (SocketAddr, SocketAddr) {
 #[test]
 fn model_and_kernel_do_the_same() {
     in_network(|| {
+        let lab_config = Config {
+            flags: config_flag::DROP_UNALLOCATED,
+            ..CONFIG
+        };
         for book in BOOKS {
             for hook in [Hook::Xdp, Hook::Tcx] {
                 let config = Cases {
@@ -449,7 +530,7 @@ fn model_and_kernel_do_the_same() {
                 let said = Cell::new([0; 3]);
                 let outcome = runner.run(&acts(), |acts| {
                     let mut result = Ok(());
-                    with_lab(&CONFIG, hook, |lab| {
+                    with_lab(&lab_config, hook, |lab| {
                         let mut pair = Pair::new(lab, book);
                         result = acts.into_iter().try_for_each(|act| pair.act(act));
                         let (sum, more) = (said.get(), pair.said);

@@ -11,7 +11,7 @@ use lb_tests::{
     book::{Book, TCP_BOOKS, UDP_BOOKS},
     case::{Case, case, run},
     flows::{Conversation, Mode},
-    network::{INSIDE, OUTSIDE, PODS},
+    network::{INSIDE, OUTSIDE},
     packet::{Packet, packet},
     run::{Hook, Lab, Verdict},
 };
@@ -193,22 +193,4 @@ fn what_belongs_to_the_stacks_connections_passes_as_they_do() {
         );
         assert_eq!(counter(lab, Reason::UnknownFlowToStack.name()) - before, 2);
     })]);
-}
-
-#[test]
-fn an_endpoint_that_is_its_own_client_does_not_see_itself() {
-    let book = v4();
-    let talk = Conversation::new(book, Mode::Pod);
-    run(vec![case("hairpin", talk.tables()).only(Hook::Tcx).then(
-        move |lab| {
-            let before = counter(lab, Reason::NoSnatAddress.name());
-            let syn = book
-                .first(&book.pod(5, 40_000), &talk.vip())
-                .next_hop([2, 0, 0, 0, 0, 0xc], PODS.mac);
-            let outcome = lab.ingress(&syn.bytes(), PODS);
-            // Without an SNAT address for the pods' device it must not go at all.
-            assert_ne!(outcome.verdict, Verdict::Send);
-            assert_eq!(counter(lab, Reason::NoSnatAddress.name()) - before, 1);
-        },
-    )]);
 }

@@ -9,35 +9,11 @@ use lb_common::{
 use lb_tests::{
     book::{BOOKS, Book, TCP_BOOKS, towards},
     case::{Case, Step, case, from, run},
-    flows::{Conversation, Mode},
+    flows::{self, Conversation, Mode},
     network::{CLIENT, INSIDE, OUTSIDE},
     packet::{Packet, packet},
     tables::Tables,
 };
-
-/// What a closed port answers to a first packet of the client (port 40000).
-fn rejection(book: Book, first: &Packet, port: u16) -> (Packet, Event) {
-    let (vip, client) = (book.vip(port), book.client(40_000));
-    if book.is_udp() {
-        let (source, destination) = (
-            book.vip_address(),
-            book.pick("198.51.100.7", "2001:db8:100::7"),
-        );
-        let header = if book.is_v6() { 48 } else { 28 };
-        let answer = packet()
-            .port_unreachable(source, destination)
-            .quoting(first, header);
-        (finish(answer), Event::UnreachableSent)
-    } else {
-        let answer = packet()
-            .tcp(&vip, &client)
-            .flags(0x14)
-            .seq(0)
-            .ack(1_000)
-            .window(0);
-        (finish(answer), Event::ResetSent)
-    }
-}
 
 /// How every answer of ours leaves: TTL 64, no identification, back to the client's MAC.
 fn finish(answer: Packet) -> Packet {
@@ -45,11 +21,8 @@ fn finish(answer: Packet) -> Packet {
 }
 
 fn rejected(book: Book, port: u16, reason: Reason) -> Step {
-    let first = book
-        .first(&book.client(40_000), &book.vip(port))
-        .next_hop(CLIENT, OUTSIDE.mac);
-    let (answer, event) = rejection(book, &first, port);
-    from(OUTSIDE, &first).answers(&answer, event).reason(reason)
+    let (client, vip) = (book.client(40_000), book.vip(port));
+    flows::rejected(book, OUTSIDE, &client, &vip, reason)
 }
 
 fn per_book(name: &str, make: impl Fn(Book, String) -> Case) -> Vec<Case> {

@@ -17,7 +17,7 @@ use lb_userspace::tables::TableSet;
 
 use super::{Hook, Lab, SMALL};
 use crate::{
-    network::{INSIDE, PODS, PORTS, SLIM},
+    network::{INSIDE, OUTSIDE, PODS, PORTS},
     packet::address,
 };
 
@@ -79,7 +79,7 @@ impl Lab {
         let snat6 = self.map(names::SNAT_V6);
         let (devices, index) = (self.map(names::DEVICES), self.map(names::DEVICE_INDEX));
         for port in PORTS {
-            let owns = port == INSIDE || port == SLIM;
+            let owns = port != OUTSIDE;
             let redirect = if port == PODS {
                 0
             } else {

@@ -6,86 +6,21 @@
 
 use std::{
     collections::BTreeMap,
-    fmt,
     net::{IpAddr, SocketAddr},
 };
 
 use lb_common::{
-    addr::Be16,
     config::UnknownFlows,
     conntrack::{Segment, state, step},
-    flow::{Flow as _, Flow4, Flow6},
-    maglev,
     reason::Reason,
-    service::{Selection, address_role, backend_flag, frontend_flag, member_flag, service_flag},
+    service::member_flag,
 };
 
-use crate::tables::{Family, FrontendId, Protocol, ServiceRecord, TableSet};
+pub use self::tuple::Tuple;
+use crate::tables::{Protocol, TableSet};
 
-/// Addresses and ports of a packet, as on the wire.
-#[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
-pub struct Tuple {
-    /// Source.
-    pub source: SocketAddr,
-    /// Destination, of the same family.
-    pub destination: SocketAddr,
-    /// Protocol.
-    pub protocol: Protocol,
-}
-
-impl Tuple {
-    /// The reply direction.
-    #[must_use]
-    pub const fn reversed(self) -> Self {
-        Self {
-            source: self.destination,
-            destination: self.source,
-            protocol: self.protocol,
-        }
-    }
-
-    /// The hash that selects a backend. `None` if the families differ.
-    pub fn hash(self) -> Option<u32> {
-        let (source_port, port) = (
-            Be16::new(self.source.port()),
-            Be16::new(self.destination.port()),
-        );
-        let protocol = self.protocol.number();
-        match (self.source.ip(), self.destination.ip()) {
-            (IpAddr::V4(source), IpAddr::V4(destination)) => Some(
-                Flow4::new(
-                    source.into(),
-                    source_port,
-                    destination.into(),
-                    port,
-                    protocol,
-                )
-                .hash(),
-            ),
-            (IpAddr::V6(source), IpAddr::V6(destination)) => Some(
-                Flow6::new(
-                    source.into(),
-                    source_port,
-                    destination.into(),
-                    port,
-                    protocol,
-                )
-                .hash(),
-            ),
-            _ => None,
-        }
-    }
-}
-
-impl fmt::Display for Tuple {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(
-            f,
-            "{} -> {} {}",
-            self.source, self.destination, self.protocol
-        )
-    }
-}
+mod select;
+mod tuple;
 
 /// A packet: what of it decides.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -140,6 +75,8 @@ pub struct ForwarderConfig {
     pub unknown_flows: UnknownFlows,
     /// SYN-less TCP of gateway backends without a flow passes.
     pub direct_backend_access: bool,
+    /// Packets to addresses of service networks that no Service has are dropped.
+    pub drop_unallocated: bool,
 }
 
 /// The flows and the rules.
@@ -148,6 +85,8 @@ pub struct Forwarder {
     config: ForwarderConfig,
     /// Both halves of each flow, by the tuple seen on the wire.
     halves: BTreeMap<Tuple, Half>,
+    /// The backend of a client's last flow to a service port, and the seconds since.
+    affinity: BTreeMap<(IpAddr, u32), (u32, u32)>,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -170,6 +109,14 @@ impl Forwarder {
         Self {
             config,
             halves: BTreeMap::new(),
+            affinity: BTreeMap::new(),
+        }
+    }
+
+    /// Lets time go by for session affinity. Flows do not notice.
+    pub fn wait(&mut self, seconds: u32) {
+        for (_, silent) in self.affinity.values_mut() {
+            *silent = silent.saturating_add(seconds);
         }
     }
 
@@ -226,6 +173,11 @@ impl Forwarder {
                 };
                 self.halves.insert(tuple, half);
                 self.halves.insert(written.reversed(), reverse);
+                let record = tables.services.get(&new.service);
+                if record.is_some_and(|record| record.affinity_seconds != 0) {
+                    let key = (tuple.source.ip(), new.service);
+                    self.affinity.insert(key, (new.backend, 0));
+                }
             }
             Outcome::Known(written) => {
                 let peer = written.reversed();
@@ -273,111 +225,6 @@ impl Forwarder {
                 moved && member & member_flag::SERVING == 0 && self.select(tables, packet).is_ok()
             }
         }
-    }
-
-    fn select(&self, tables: &TableSet, packet: &ModelPacket) -> Result<NewFlow, Reason> {
-        let (service, frontend_flags) = self.find_frontend(tables, packet)?;
-        if packet.tuple.protocol == Protocol::Tcp {
-            match (Segment::of(packet.tcp_flags), self.config.unknown_flows) {
-                (Segment::Syn, _) | (Segment::Data | Segment::Fin, UnknownFlows::Select) => {}
-                (_, UnknownFlows::Stack) => return Err(Reason::UnknownFlowToStack),
-                _ => return Err(Reason::UnknownFlow),
-            }
-        }
-        let record = tables.services.get(&service).ok_or(Reason::BrokenTable)?;
-        let selection = choose_set(record, frontend_flags)?;
-        let hash = packet.tuple.hash().ok_or(Reason::Malformed)?;
-        let slot = usize::try_from(maglev::slot(hash, selection.length)).unwrap_or(usize::MAX);
-        let table = tables
-            .extents
-            .get(&selection.element)
-            .ok_or(Reason::BrokenTable)?;
-        let backend = *table.get(slot).ok_or(Reason::BrokenTable)?;
-        let found = tables.backends.get(&backend).ok_or(Reason::BrokenTable)?;
-        let mode = if found.flags & backend_flag::HOST != 0 {
-            ForwardingMode::Host
-        } else if found.flags & backend_flag::LOCAL != 0 {
-            ForwardingMode::Local
-        } else if record.flags & service_flag::KEEP_SOURCE != 0 {
-            ForwardingMode::Dnat
-        } else {
-            ForwardingMode::FullNat
-        };
-        Ok(NewFlow {
-            service,
-            backend,
-            endpoint: found.endpoint,
-            mode,
-        })
-    }
-
-    /// The service port a packet is for, with the frontend's flags.
-    fn find_frontend(&self, tables: &TableSet, packet: &ModelPacket) -> Result<(u32, u32), Reason> {
-        let Tuple {
-            source,
-            destination,
-            protocol,
-        } = packet.tuple;
-        let frontend = |address: IpAddr| {
-            let id = FrontendId {
-                address,
-                port: destination.port(),
-                protocol,
-            };
-            tables
-                .frontends
-                .get(&id)
-                .map(|record| (record.service, record.flags))
-        };
-        if let Some(found) = frontend(destination.ip()) {
-            return Ok(found);
-        }
-        let role = tables
-            .addresses
-            .get(&destination.ip())
-            .copied()
-            .unwrap_or(0);
-        if role & address_role::NODE_PORT != 0
-            && let Some(found) = frontend(Family::of(destination.ip()).unspecified())
-        {
-            return Ok(found);
-        }
-        if role & address_role::VIP != 0 {
-            return Err(Reason::NoFrontend);
-        }
-        if role & address_role::SNAT != 0 {
-            return Err(Reason::SnatMiss);
-        }
-        let endpoint = FrontendId {
-            address: source.ip(),
-            port: source.port(),
-            protocol,
-        };
-        let stray = protocol == Protocol::Tcp && Segment::of(packet.tcp_flags) != Segment::Syn;
-        if stray
-            && !self.config.direct_backend_access
-            && tables.gateway_endpoints.contains(&endpoint)
-        {
-            return Err(Reason::GatewayMiss);
-        }
-        Err(Reason::NotOurs)
-    }
-}
-
-fn choose_set(record: &ServiceRecord, frontend_flags: u32) -> Result<Selection, Reason> {
-    let policy = if frontend_flags & frontend_flag::INTERNAL != 0 {
-        service_flag::INTERNAL_LOCAL
-    } else {
-        service_flag::EXTERNAL_LOCAL
-    };
-    let local = record.flags & policy != 0;
-    let selection = if local { record.local } else { record.cluster };
-    if selection.length > 0 {
-        Ok(selection)
-    } else if local && record.flags & service_flag::HAS_ENDPOINTS != 0 {
-        Err(Reason::NoLocalEndpoint)
-    } else {
-        Err(Reason::NoEndpoint)
     }
 }
 

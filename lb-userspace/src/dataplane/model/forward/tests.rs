@@ -63,6 +63,7 @@ fn forwarder(unknown_flows: UnknownFlows) -> Forwarder {
     Forwarder::new(ForwarderConfig {
         unknown_flows,
         direct_backend_access: false,
+        drop_unallocated: false,
     })
 }
 
