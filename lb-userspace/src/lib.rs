@@ -29,3 +29,4 @@ pub mod source;
 pub mod tables;
 pub mod telemetry;
 pub mod view;
+pub mod watch;

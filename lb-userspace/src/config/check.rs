@@ -1,6 +1,6 @@
 //! From the configuration as written to one that can be used.
 
-use std::{collections::BTreeSet, path::PathBuf, time::Duration};
+use std::{collections::BTreeSet, net::IpAddr, path::PathBuf, time::Duration};
 
 use ipnet::IpNet;
 
@@ -37,33 +37,8 @@ pub(super) fn check(raw: RawConfig) -> Result<Config, Vec<Problem>> {
         problems.push("interfaces", "is required (or --interface)");
     }
     let interfaces = interfaces(raw.interfaces, "interfaces", &mut problems);
-    let pod_interfaces = match raw.pod_interfaces {
-        None => PodInterfaces::Auto,
-        Some(WordOrList::Word(word)) if word == "auto" => PodInterfaces::Auto,
-        Some(WordOrList::Word(word)) => {
-            problems.push(
-                "podInterfaces",
-                format!("`{word}` is neither `auto` nor a list"),
-            );
-            PodInterfaces::Auto
-        }
-        Some(WordOrList::List(list)) => {
-            PodInterfaces::List(self::interfaces(list, "podInterfaces", &mut problems))
-        }
-    };
-    let mut snat_addresses = Vec::new();
-    for (i, text) in raw.snat.addresses.iter().enumerate() {
-        match parse_usable(text) {
-            Ok(address) if snat_addresses.contains(&address) => {
-                problems.push(
-                    format!("snat.addresses[{i}]"),
-                    format!("`{text}` is there twice"),
-                );
-            }
-            Ok(address) => snat_addresses.push(address),
-            Err(why) => problems.push(format!("snat.addresses[{i}]"), why),
-        }
-    }
+    let pod_interfaces = pod_interfaces(raw.pod_interfaces, &mut problems);
+    let snat_addresses = snat_addresses(&raw.snat.addresses, &mut problems);
     let node_port_addresses = node_port_addresses(raw.node_port_addresses, &mut problems);
     let pod_networks = networks(&raw.pod_networks, "podNetworks", &mut problems);
     let drop_unallocated = sources::switch(raw.drop_unallocated, "dropUnallocated", &mut problems);
@@ -175,6 +150,37 @@ fn interfaces(names: Vec<String>, key: &str, problems: &mut Problems) -> Vec<Str
         }
     }
     names
+}
+
+fn pod_interfaces(value: Option<WordOrList>, problems: &mut Problems) -> PodInterfaces {
+    match value {
+        None => PodInterfaces::Auto,
+        Some(WordOrList::Word(word)) => {
+            if word != "auto" {
+                let message = format!("`{word}` is neither `auto` nor a list");
+                problems.push("podInterfaces", message);
+            }
+            PodInterfaces::Auto
+        }
+        Some(WordOrList::List(list)) => {
+            PodInterfaces::List(interfaces(list, "podInterfaces", problems))
+        }
+    }
+}
+
+fn snat_addresses(list: &[String], problems: &mut Problems) -> Vec<IpAddr> {
+    let mut addresses = Vec::new();
+    for (i, text) in list.iter().enumerate() {
+        let key = format!("snat.addresses[{i}]");
+        match parse_usable(text) {
+            Ok(address) if addresses.contains(&address) => {
+                problems.push(key, format!("`{text}` is there twice"));
+            }
+            Ok(address) => addresses.push(address),
+            Err(why) => problems.push(key, why),
+        }
+    }
+    addresses
 }
 
 fn node_port_addresses(value: Option<WordOrList>, problems: &mut Problems) -> NodePortAddresses {
