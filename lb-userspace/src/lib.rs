@@ -17,6 +17,7 @@ pub mod http;
 pub mod kernel;
 pub mod maglev;
 pub mod manifests;
+pub mod metrics;
 pub mod netfilter;
 mod netlink;
 pub mod node;

@@ -14,7 +14,7 @@ pub mod counters;
 pub mod drain;
 pub mod dump;
 #[cfg(test)]
-mod fixture;
+pub(crate) mod fixture;
 pub mod flags;
 pub mod flows;
 pub mod layout;

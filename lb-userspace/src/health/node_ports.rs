@@ -162,10 +162,12 @@ struct Check {
     health: Health,
 }
 
+type Tell = Box<dyn Fn(&ObjectName, &str) + Send>;
+
 struct Listeners {
     policy: Policy,
     health: Health,
-    tell: Box<dyn Fn(&ObjectName, &str) + Send>,
+    tell: Tell,
     checks: BTreeMap<ObjectName, Arc<Check>>,
     open: BTreeMap<Listener, Server>,
     /// Wanted and not open: when to try, and what the last attempt said.
