@@ -1,9 +1,9 @@
 //! The agent: waits for something to change, plans, and applies.
 //!
 //! ```text
-//! manifests ──┐
-//! network   ──┼─▶ loop ─▶ plan ─▶ diff ─▶ reach pods ─▶ apply
-//! timers    ──┘                                └─ failure: dump, wait, again
+//! sources ──┐
+//! network ──┼─▶ loop ─▶ plan ─▶ diff ─▶ reach pods ─▶ apply
+//! timers  ──┘                                └─ failure: dump, wait, again
 //! ```
 //! Nothing is changed before every source has delivered its first complete list. When the agent
 //! ends, the data path stays: tables, programs and links are pinned.
@@ -27,6 +27,7 @@ use tracing::{error, info, warn};
 
 use self::{
     interfaces::{Interfaces, chain},
+    observe::{Early, Observer},
     settings::{backoff, data_path_config, node_config, unknown_flows},
     worker::{Draft, Source, Worker, clock},
 };
@@ -36,6 +37,7 @@ use crate::{
     dataplane::{DataplaneError, bpf::BpfDataplane},
     devices::{self, Monitor, MonitorError, NetworkView, SnatPolicy},
     expire::{Expiry, IdleTicks, Pass},
+    http::ListenError,
     manifests::{ManifestError, ManifestSource},
     netfilter,
     pins::{self, LoadOptions, PinError},
@@ -45,6 +47,7 @@ use crate::{
 };
 
 mod interfaces;
+mod observe;
 mod settings;
 mod worker;
 
@@ -56,55 +59,8 @@ const EXPIRY: Duration = Duration::from_secs(10);
 const REFUSALS: Duration = Duration::from_secs(1);
 /// How long a burst of changes is gathered.
 const GATHER: Duration = Duration::from_millis(1);
-
-/// Why the agent ended. The data path is as it was.
-#[derive(Debug, thiserror::Error)]
-pub enum AgentError {
-    /// Something it needs is missing.
-    #[error(transparent)]
-    Preflight(#[from] PreflightError),
-    /// An interface of the configuration is not there.
-    #[error("{key}: there is no interface {name}")]
-    NoInterface {
-        /// The key that names it.
-        key: &'static str,
-        /// Its name.
-        name: String,
-    },
-    /// The data path could not be loaded.
-    #[error(transparent)]
-    Pins(#[from] PinError),
-    /// A program could not be attached.
-    #[error(transparent)]
-    Attach(#[from] AttachError),
-    /// The network cannot be followed.
-    #[error(transparent)]
-    Network(#[from] MonitorError),
-    /// The manifests cannot be read.
-    #[error(transparent)]
-    Manifests(#[from] ManifestError),
-    /// The tables cannot be read.
-    #[error(transparent)]
-    Tables(#[from] DataplaneError),
-    /// Something else the kernel refused. `what` names the operation.
-    #[error("{what}")]
-    Kernel {
-        /// The operation.
-        what: &'static str,
-        /// The cause.
-        #[source]
-        source: std::io::Error,
-    },
-    /// A task of the agent panicked.
-    #[error("a task of the agent ended unexpectedly")]
-    Task(#[from] tokio::task::JoinError),
-}
-
-impl AgentError {
-    fn kernel(what: &'static str) -> impl FnOnce(std::io::Error) -> Self {
-        move |source| Self::Kernel { what, source }
-    }
-}
+/// Longest wait for the device tables to follow a change of the SNAT addresses.
+const FOLLOW: Duration = Duration::from_secs(5);
 
 /// Runs until SIGTERM or SIGINT. The data path stays attached.
 ///
@@ -125,8 +81,7 @@ pub async fn run(config: Config) -> Result<(), AgentError> {
     let _hangup = signal(SignalKind::hangup()).map_err(AgentError::kernel("listen for SIGHUP"))?;
     let agent = async {
         let mut agent = Agent::load(config).await?;
-        let retry = agent.attach().await?;
-        agent.turn(retry).await
+        agent.turn().await
     };
     tokio::select! {
         result = agent => result,
@@ -163,12 +118,17 @@ fn require_interfaces(config: &Config) -> Result<(), AgentError> {
 struct Agent {
     config: Config,
     source: watch::Receiver<Source>,
+    events: events::Sender,
+    translators: Translators,
     monitor: Monitor,
     interfaces: Interfaces,
+    /// The tables were filled and the programs attached.
+    attached: bool,
     /// `None` while a blocking thread has it.
     worker: Option<Worker>,
     expiry: Option<Expiry>,
     refusals: Refusals,
+    observer: Observer,
     expiry_interval: Duration,
     failures: u32,
 }
@@ -176,37 +136,23 @@ struct Agent {
 impl Agent {
     /// Makes everything ready; no packet notices.
     async fn load(config: Config) -> Result<Self, AgentError> {
-        let manifests = config.manifests.as_ref().ok_or_else(source_gone)?;
-        let scope = Scope {
-            node_name: config.node_name.clone(),
-            service_proxy_name: config.service_proxy_name.clone(),
-        };
-        let source = ManifestSource::watch(manifests, scope)?;
-        let netfilter = tokio::task::spawn_blocking(netfilter::inspect).await?;
-        let unknown_flows = unknown_flows(config.unknown_flows, netfilter);
-        info!(
-            masquerade = netfilter.masquerade,
-            kube_proxy = netfilter.kube_proxy,
-            ?unknown_flows,
-            "other translators on this node"
-        );
+        let early = Early::serve(&config)?;
+        let (source, events) = sources::open(&config).await?;
+        let translators = Translators::look(&config).await?;
         let jiffies = preflight::jiffies_per_second()?;
         let shift = preflight::tick_shift(jiffies);
         let tick_seconds = f64::from(1_u32 << shift) / f64::from(jiffies);
         let options = LoadOptions {
             root: config.pin_root.clone(),
-            config: data_path_config(&config, unknown_flows, shift, tick_seconds),
+            config: data_path_config(&config, translators.choices(), shift, tick_seconds),
             entries: config.tables.entries(),
         };
+        let data_path = options.config;
         let file = config.object.clone();
         let loading = tokio::task::spawn_blocking(move || load(file.as_deref(), &options));
         let loaded = loading.await??;
         let pins = loaded.directory.clone();
-        let snat = SnatPolicy {
-            addresses: config.snat_addresses.clone(),
-            masquerade: netfilter.masquerade,
-        };
-        let monitor = devices::monitor(&pins, snat).await?;
+        let monitor = devices::monitor(&pins).await?;
         let interfaces = Interfaces::new(Attacher::new(loaded, config.pin_root.clone()));
         let idle = IdleTicks::new(&config.timeouts, tick_seconds);
         let expiry =
@@ -216,7 +162,15 @@ impl Agent {
         let in_use = expiry
             .in_use()
             .map_err(AgentError::kernel("read the flow tables"))?;
-        let worker = Worker::new(BpfDataplane::open_pinned(&pins)?, &in_use, clock())?;
+        let observer = early.observe(
+            &config,
+            &pins,
+            &data_path,
+            netfilter.kube_proxy,
+            |_service, _text| {},
+        )?;
+        let metrics = observer.metrics.clone();
+        let worker = Worker::new(BpfDataplane::open_pinned(&pins)?, &in_use, clock(), metrics)?;
         let shortest = config
             .timeouts
             .udp
@@ -226,30 +180,21 @@ impl Agent {
             expiry_interval: (shortest / 4).clamp(Duration::from_secs(1), EXPIRY),
             config,
             source,
+            events,
+            translators,
             monitor,
             interfaces,
+            attached: false,
             worker: Some(worker),
             expiry: Some(expiry),
             refusals,
+            observer,
             failures: 0,
         })
     }
 
-    /// Fills the tables, then attaches: programs that replace those of another layout find what
-    /// these had. Returns when to try again, if some of the tables could not be written.
-    async fn attach(&mut self) -> Result<Option<Duration>, AgentError> {
-        while !self.source.borrow_and_update().complete {
-            let changed = self.source.changed().await;
-            changed.map_err(|_gone| source_gone())?;
-        }
-        let retry = self.reconcile().await?;
-        let view = self.view();
-        self.interfaces.start(&self.config, &view)?;
-        Ok(retry)
-    }
-
     /// Follows every change, until something fails that cannot be repaired here.
-    async fn turn(&mut self, retry: Option<Duration>) -> Result<(), AgentError> {
+    async fn turn(&mut self) -> Result<(), AgentError> {
         let now = tokio::time::Instant::now();
         let mut resync = interval_at(now + RESYNC, RESYNC);
         let mut expiry = interval_at(now + self.expiry_interval, self.expiry_interval);
@@ -257,8 +202,13 @@ impl Agent {
         let mut refusals = interval_at(now + REFUSALS, REFUSALS);
         refusals.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut expiring: Option<JoinHandle<(Expiry, Instant, std::io::Result<Pass>)>> = None;
-        let mut retry = retry.map(|wait| now + wait);
+        let mut retry: Option<tokio::time::Instant> = None;
+        let mut stale = true;
         loop {
+            if std::mem::take(&mut stale) {
+                let wait = self.update().await?;
+                retry = wait.map(|wait| tokio::time::Instant::now() + wait);
+            }
             let retrying = async {
                 match retry {
                     Some(at) => tokio::time::sleep_until(at).await,
@@ -269,62 +219,79 @@ impl Agent {
                 changed = self.source.changed() => {
                     changed.map_err(|_gone| source_gone())?;
                     tokio::time::sleep(GATHER).await;
+                    stale = true;
                 }
                 changed = self.monitor.view.changed() => {
                     if changed.is_err() {
                         return Err((&mut self.monitor.task).await?.into());
                     }
                     let view = self.view();
-                    self.interfaces.follow(&self.config, &view);
+                    if self.attached {
+                        self.interfaces.follow(&self.config, &view);
+                    }
+                    stale = true;
                 }
-                () = retrying => {}
-                _ = resync.tick() => self.resync().await?,
-                _ = expiry.tick(), if expiring.is_none() => {
-                    expiring = self.expire();
-                    continue;
+                () = retrying => stale = true,
+                _ = resync.tick() => {
+                    self.resync().await?;
+                    stale = true;
                 }
-                _ = refusals.tick() => {
-                    self.refusals.log();
-                    continue;
-                }
+                _ = expiry.tick(), if expiring.is_none() => expiring = self.expire(),
+                _ = refusals.tick() => self.refusals.log(),
                 done = async { expiring.as_mut()?.await.ok() }, if expiring.is_some() => {
                     expiring = None;
                     self.expired(done);
-                    continue;
                 }
             }
-            retry = self
-                .reconcile()
-                .await?
-                .map(|wait| tokio::time::Instant::now() + wait);
         }
     }
 
-    /// Brings the tables to what the sources ask for. Returns when to try again, if it must.
-    async fn reconcile(&mut self) -> Result<Option<Duration>, AgentError> {
+    /// Follows the sources, once they are complete. The first time the tables are filled before the
+    /// programs are attached: those that replace programs of another layout find what these had.
+    /// Returns when to try again, if some of the tables could not be written.
+    async fn update(&mut self) -> Result<Option<Duration>, AgentError> {
         let source = Arc::clone(&self.source.borrow_and_update());
         if !source.complete {
             return Ok(None);
         }
-        let view = Arc::clone(&self.monitor.view.borrow_and_update());
-        let node = node_config(&self.config, &view);
+        let retry = self.reconcile(source).await?;
+        if !self.attached {
+            let view = self.view();
+            self.interfaces.start(&self.config, &view)?;
+            self.attached = true;
+        }
+        Ok(retry)
+    }
+
+    /// Brings the tables to what the sources ask for. Returns when to try again, if it must.
+    async fn reconcile(
+        &mut self,
+        source: Arc<SourceState>,
+    ) -> Result<Option<Duration>, AgentError> {
+        let view = self.follow_snat(&source).await?;
+        let node = node_config(&self.config, &view, source.node.as_ref());
         let planned = Arc::clone(&source);
-        let (draft, ()) = self
+        let bind = self.observer.bind(&node);
+        let (mut draft, ()) = self
             .blocking(move |worker| {
                 let mut draft = worker.plan(&planned.snapshot, &node, planned.unread);
                 let mut rejected = planned.rejections.clone();
                 rejected.append(&mut draft.plan.rejected);
                 rejected.sort_unstable();
                 rejected.dedup();
-                worker.report(rejected);
-                (draft, ())
+                (draft, worker.report(rejected))
             })
             .await?;
+        for rejection in &news {
+            self.events.reject(rejection);
+        }
+        self.observer.drafted(&source, bind, &mut draft);
         self.reach(&view, &draft).await;
         let again = !draft.plan.deferred.is_empty() && !draft.ops.is_empty();
         match self.blocking(move |worker| worker.apply(draft)).await? {
             Ok(()) => {
                 self.failures = 0;
+                self.observer.applied();
                 // What the plan gave back makes room for the rest.
                 Ok(again.then_some(Duration::ZERO))
             }
@@ -335,6 +302,27 @@ impl Agent {
                 Ok(Some(wait))
             }
         }
+    }
+
+    /// The network, its SNAT addresses being those the configuration and the Node ask for.
+    async fn follow_snat(&mut self, source: &SourceState) -> Result<Arc<NetworkView>, AgentError> {
+        let translators = self.translators.found();
+        let policy = Some(snat_policy(&self.config, source.node.as_ref(), translators));
+        self.monitor.snat.send_if_modified(|current| {
+            let changed = *current != policy;
+            current.clone_from(&policy);
+            changed
+        });
+        let followed = self.monitor.view.wait_for(|view| view.snat == policy);
+        match tokio::time::timeout(FOLLOW, followed).await {
+            Ok(Ok(view)) => return Ok(Arc::clone(&view)),
+            Ok(Err(_gone)) => {}
+            Err(_elapsed) => warn!("the device tables do not follow the SNAT addresses"),
+        }
+        if self.monitor.task.is_finished() {
+            return Err((&mut self.monitor.task).await?.into());
+        }
+        Ok(Arc::clone(&self.monitor.view.borrow_and_update()))
     }
 
     async fn reach(&mut self, view: &NetworkView, draft: &Draft) {
@@ -348,9 +336,15 @@ impl Agent {
         }
     }
 
-    /// Compares memory with the kernel.
+    /// Compares memory with the kernel, and looks at what else translates on the node.
     async fn resync(&mut self) -> Result<(), AgentError> {
-        match self.blocking(Worker::resync).await? {
+        self.translators.look_again(&self.config).await?;
+        self.observer.woke();
+        let found = self.blocking(Worker::resync).await?;
+        if let Ok(drifted) = &found {
+            self.observer.resynced(*drifted);
+        }
+        match found {
             Ok(false) => {}
             Ok(true) => warn!("the tables were not as the agent left them"),
             Err(error) => error!("read the tables back: {}", chain(&error)),
@@ -375,6 +369,7 @@ impl Agent {
         self.expiry = Some(expiry);
         match result {
             Ok(pass) => {
+                self.observer.expired(&pass, began);
                 if pass.condemned + pass.deleted > 0 {
                     let Pass {
                         halves,
@@ -421,7 +416,9 @@ impl Agent {
             let (v4, v6) = network.primary(*index);
             v4.into_iter().chain(v6)
         });
+        let told = view.snat.iter().flat_map(|policy| &policy.addresses);
         primary
+            .chain(told.copied())
             .chain(self.config.snat_addresses.iter().copied())
             .collect()
     }
@@ -431,9 +428,9 @@ impl Agent {
     }
 }
 
-/// The thread that watches the manifests ended: what is in the tables stays in force.
+/// A source ended: what is in the tables stays in force.
 fn source_gone() -> AgentError {
-    AgentError::kernel("watch the manifests")(std::io::ErrorKind::BrokenPipe.into())
+    AgentError::kernel("follow the sources")(std::io::ErrorKind::BrokenPipe.into())
 }
 
 fn load(file: Option<&Path>, options: &LoadOptions) -> Result<pins::Loaded, PinError> {

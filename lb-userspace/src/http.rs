@@ -15,7 +15,10 @@ use hyper_util::{
     rt::{TokioIo, TokioTimer},
     service::TowerToHyperService,
 };
-use nix::sys::socket::{setsockopt, sockopt::Ipv6V6Only};
+use nix::sys::{
+    resource::{Resource, getrlimit, setrlimit},
+    socket::{setsockopt, sockopt::Ipv6V6Only},
+};
 use serde::Serialize;
 use tokio::{
     net::{TcpListener, TcpSocket, TcpStream},
@@ -115,6 +118,19 @@ impl Drop for Server {
     fn drop(&mut self) {
         self.task.abort();
     }
+}
+
+/// Lets this process have as many descriptors as it may: each listener and each connection is one.
+///
+/// # Errors
+///
+/// If the kernel refuses.
+pub fn raise_descriptor_limit() -> io::Result<()> {
+    let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
+    if soft < hard {
+        setrlimit(Resource::RLIMIT_NOFILE, hard, hard)?;
+    }
+    Ok(())
 }
 
 /// A JSON answer nobody takes for anything else.

@@ -215,14 +215,16 @@ impl Metrics {
         }
     }
 
-    /// What the sources of objects are like. `last_event` is in seconds since 1970.
-    pub fn source(&self, complete: bool, outage: Duration, last_event: Option<f64>) {
-        let agent = &self.0.agent;
-        agent.source_complete.set(i64::from(complete));
-        agent.source_outage.set(outage.as_secs_f64());
-        if let Some(at) = last_event {
-            agent.source_event.set(at);
-        }
+    /// Whether every source of objects is complete.
+    pub fn source_complete(&self, complete: bool) {
+        self.0.agent.source_complete.set(i64::from(complete));
+    }
+
+    /// For how long the Kubernetes API has not been reached, and when it last said something, in
+    /// seconds since 1970.
+    pub fn outage(&self, lasts: Duration, last_event: f64) {
+        self.0.agent.source_outage.set(lasts.as_secs_f64());
+        self.0.agent.source_event.set(last_event);
     }
 
     /// Kubernetes Events that were not sent, since the start.

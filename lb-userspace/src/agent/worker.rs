@@ -17,6 +17,7 @@ use crate::{
     dataplane::{Dataplane as _, DataplaneError, TableOp, bpf::BpfDataplane},
     diff::diff,
     expire::InUse,
+    metrics::Metrics,
     node::NodeConfig,
     plan::{Plan, Planner, Quarantine, keep},
     snapshot::{Rejection, Snapshot},
@@ -31,6 +32,7 @@ const SETTLED: Duration = Duration::from_secs(1);
 pub(super) struct Worker {
     dataplane: BpfDataplane,
     planner: Planner,
+    metrics: Metrics,
     /// What the kernel holds, as far as we know.
     actual: TableSet,
     quarantine: Quarantine,
@@ -87,10 +89,13 @@ impl Worker {
         dataplane: BpfDataplane,
         in_use: &InUse,
         now: Instant,
+        metrics: Metrics,
     ) -> Result<Self, DataplaneError> {
+        metrics.rejected(&[]);
         let mut worker = Self {
             dataplane,
             planner: Planner::default(),
+            metrics,
             actual: TableSet::default(),
             quarantine: Quarantine::default(),
             freed: Freed::default(),
@@ -123,6 +128,7 @@ impl Worker {
             return Ok(false);
         }
         self.actual = found;
+        self.metrics.found(&self.actual);
         // Whoever changed them may have stopped between members and the epoch.
         self.planner.raise_epochs();
         Ok(true)
@@ -147,10 +153,12 @@ impl Worker {
             keep(&self.actual, &mut plan.tables, &self.unseen);
         }
         let ops = diff(&self.actual, &plan.tables);
+        let planned_in = begun.elapsed();
+        self.metrics.planned(planned_in, plan.without_local);
         Draft {
             plan,
             ops,
-            planned_in: begun.elapsed(),
+            planned_in,
         }
     }
 
@@ -162,6 +170,7 @@ impl Worker {
         let result = self.dataplane.apply_all(&draft.ops);
         let applied_in = begun.elapsed();
         if let Err((done, error)) = result {
+            self.metrics.apply_failed();
             warn!(
                 done,
                 of = draft.ops.len(),
@@ -181,6 +190,8 @@ impl Worker {
                 "tables changed"
             );
         }
+        self.metrics
+            .applied(&draft.ops, &draft.plan.tables, applied_in);
         let now = clock();
         if draft.ops.iter().any(forgets_address) {
             self.filter_stale_since = Some(now);
@@ -190,12 +201,15 @@ impl Worker {
         Ok(())
     }
 
-    /// Logs what is not served, when it changed.
-    pub(super) fn report(&mut self, rejected: Vec<Rejection>) {
+    /// Logs what is not served, when it changed. `rejected` is sorted. Returns what is new.
+    pub(super) fn report(&mut self, rejected: Vec<Rejection>) -> Vec<Rejection> {
         if rejected == self.reported {
-            return;
+            return Vec::new();
         }
-        for rejection in rejected.iter().filter(|r| !self.reported.contains(r)) {
+        let is_in = |list: &[Rejection], r: &Rejection| list.binary_search(r).is_ok();
+        let news = rejected.iter().filter(|r| !is_in(&self.reported, r));
+        let news: Vec<_> = news.cloned().collect();
+        for rejection in &news {
             warn!(
                 object = rejection.object,
                 field = rejection.field,
@@ -203,7 +217,7 @@ impl Worker {
                 rejection.message
             );
         }
-        for rejection in self.reported.iter().filter(|r| !rejected.contains(r)) {
+        for rejection in self.reported.iter().filter(|r| !is_in(&rejected, r)) {
             info!(
                 object = rejection.object,
                 field = rejection.field,
@@ -211,6 +225,7 @@ impl Worker {
             );
         }
         self.reported = rejected;
+        news
     }
 
     /// Ids that were free before `scan_began` and that no flow named are free to use again.

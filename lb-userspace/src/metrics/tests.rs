@@ -145,7 +145,8 @@ fn exposition() -> String {
         rejection("b", Some(SubjectKind::Service)),
         rejection("c", None),
     ]);
-    metrics.source(true, Duration::from_millis(1_500), Some(1_700_000_000.25));
+    metrics.source_complete(true);
+    metrics.outage(Duration::from_millis(1_500), 1_700_000_000.25);
     metrics.events_dropped(6);
     metrics.text().expect("text")
 }

@@ -1,0 +1,174 @@
+//! What the loop tells of itself: health, metrics, and the Services' own health checks.
+
+use std::time::{Duration, Instant};
+
+use jiff::Timestamp;
+use lb_common::config::Config as DataPathConfig;
+use tracing::warn;
+
+use super::{
+    AgentError, RESYNC,
+    worker::{Draft, clock},
+};
+use crate::{
+    config::{Config, Switch},
+    expire::Pass,
+    health::{Bind, Health, Policy, Servers, Wanted},
+    http::{self, Server},
+    metrics::{Causes, Metrics},
+    node::{NodeConfig, NodePortAddresses},
+    pins::PinDirectory,
+    snapshot::{NodeObject, ObjectName},
+    source::SourceState,
+};
+
+/// How long a change may be pending.
+const TIMEOUT: Duration = Duration::from_secs(2 * RESYNC.as_secs());
+/// How long a kube-proxy on the node has to listen on a health-check node port first.
+const DEFERENCE: Duration = Duration::from_secs(3);
+
+/// Those who are told.
+pub(super) struct Observer {
+    health: Health,
+    pub(super) metrics: Metrics,
+    checks: Option<Servers>,
+    bind_all: bool,
+    causes: Causes,
+    /// What the last draft wants, until it is applied.
+    wanted: Option<Wanted>,
+    changes_tables: bool,
+    /// Closed with us.
+    _servers: Vec<Server>,
+}
+
+/// `/livez`, `/healthz` and `/readyz`, from the agent's first moment.
+pub(super) struct Early {
+    health: Health,
+    servers: Vec<Server>,
+}
+
+impl Early {
+    /// Serves `healthAddress`.
+    pub(super) fn serve(config: &Config) -> Result<Self, AgentError> {
+        if let Err(error) = http::raise_descriptor_limit() {
+            warn!(%error, "the limit of open files stays as it is");
+        }
+        let health = Health::new(TIMEOUT);
+        let servers = health.serve(&config.health_addresses)?;
+        Ok(Self { health, servers })
+    }
+
+    /// Serves the rest, now that there is a data path. `tell` learns of Services whose health-check
+    /// node port cannot be listened on.
+    pub(super) fn observe(
+        self,
+        config: &Config,
+        pins: &PinDirectory,
+        data_path: &DataPathConfig,
+        kube_proxy: bool,
+        tell: impl Fn(&ObjectName, &str) + Send + 'static,
+    ) -> Result<Observer, AgentError> {
+        let Self {
+            health,
+            mut servers,
+        } = self;
+        let metrics = Metrics::open(pins, data_path)
+            .map_err(AgentError::kernel("open the maps for the metrics"))?;
+        servers.append(&mut metrics.serve(&config.metrics_addresses)?);
+        let policy = match config.health_check_node_ports {
+            Switch::Off => None,
+            Switch::On => Some(Policy::default()),
+            Switch::Auto => Some(Policy {
+                leave_taken: true,
+                wait: if kube_proxy {
+                    DEFERENCE
+                } else {
+                    Duration::ZERO
+                },
+            }),
+        };
+        let checks = policy.map(|policy| Servers::start(policy, health.clone(), tell));
+        if let Some(checks) = &checks {
+            metrics.health_ports(checks.states());
+        }
+        Ok(Observer {
+            health,
+            metrics,
+            checks,
+            bind_all: config.node_port_addresses == NodePortAddresses::All,
+            causes: Causes::new(Timestamp::now().as_millisecond()),
+            wanted: None,
+            changes_tables: false,
+            _servers: servers,
+        })
+    }
+}
+
+impl Observer {
+    /// The loop woke: something may be to be carried out.
+    pub(super) fn woke(&self) {
+        self.health.changed();
+    }
+
+    /// Nothing can be carried out.
+    pub(super) fn incomplete(&self) {
+        self.metrics.source_complete(false);
+        self.health.settled();
+    }
+
+    /// A draft was made of what a source delivered.
+    pub(super) fn drafted(&mut self, source: &SourceState, bind: Bind, draft: &mut Draft) {
+        self.metrics.source_complete(true);
+        self.health.node(source.node.as_ref().map(is_eligible));
+        self.causes.note(&source.snapshot.slices);
+        self.changes_tables = !draft.ops.is_empty();
+        self.wanted = Some(Wanted {
+            checks: std::mem::take(&mut draft.plan.health),
+            bind,
+        });
+    }
+
+    /// The draft was carried out.
+    pub(super) fn applied(&mut self) {
+        self.health.applied();
+        if self.changes_tables {
+            let now = Timestamp::now().as_millisecond();
+            self.metrics.programmed(&self.causes.reached(now));
+        } else {
+            self.causes.forget();
+        }
+        if let (Some(checks), Some(wanted)) = (&self.checks, self.wanted.take()) {
+            checks.update(wanted);
+        }
+    }
+
+    /// The programs are attached.
+    pub(super) fn attached(&self) {
+        self.health.attached();
+    }
+
+    /// The tables were read back.
+    pub(super) fn resynced(&self, drifted: bool) {
+        self.metrics.resynced(drifted);
+    }
+
+    /// The flow tables were gone over.
+    pub(super) fn expired(&self, pass: &Pass, began: Instant) {
+        self.metrics
+            .expired(pass, clock().saturating_duration_since(began));
+    }
+
+    /// Where health-check node ports are to be listened on.
+    pub(super) fn bind(&self, node: &NodeConfig) -> Bind {
+        if self.bind_all {
+            Bind::All
+        } else {
+            Bind::Addresses(node.node_port_addresses.clone())
+        }
+    }
+}
+
+/// Whether a load balancer before us may send to the node.
+const fn is_eligible(node: &NodeObject) -> bool {
+    !node.deleting && !node.marked_for_deletion
+}
