@@ -25,30 +25,35 @@ use tokio::{
 };
 use tracing::{error, info, warn};
 
+pub use self::error::AgentError;
+
 use self::{
     interfaces::{Interfaces, chain},
     observe::{Early, Observer},
-    settings::{backoff, data_path_config, node_config, unknown_flows},
+    settings::{backoff, data_path_config, node_config, snat_policy},
+    translators::Translators,
     worker::{Draft, Source, Worker, clock},
 };
 use crate::{
-    attach::{AttachError, Attacher},
+    attach::Attacher,
     config::{Config, PodInterfaces},
-    dataplane::{DataplaneError, bpf::BpfDataplane},
-    devices::{self, Monitor, MonitorError, NetworkView, SnatPolicy},
+    dataplane::bpf::BpfDataplane,
+    devices::{self, Monitor, NetworkView},
+    events,
     expire::{Expiry, IdleTicks, Pass},
-    http::ListenError,
-    manifests::{ManifestError, ManifestSource},
-    netfilter,
     pins::{self, LoadOptions, PinError},
-    preflight::{self, PreflightError},
+    preflight,
     refusals::Refusals,
-    source::Scope,
+    snapshot::{Subject, SubjectKind},
+    source::SourceState,
 };
 
+mod error;
 mod interfaces;
 mod observe;
 mod settings;
+mod sources;
+mod translators;
 mod worker;
 
 /// How often the tables are read back and compared.
@@ -162,12 +167,19 @@ impl Agent {
         let in_use = expiry
             .in_use()
             .map_err(AgentError::kernel("read the flow tables"))?;
+        let unheard = events.clone();
         let observer = early.observe(
             &config,
             &pins,
             &data_path,
-            netfilter.kube_proxy,
-            |_service, _text| {},
+            translators.found().kube_proxy,
+            move |service, text| {
+                let subject = Subject {
+                    kind: SubjectKind::Service,
+                    name: service.clone(),
+                };
+                unheard.send(&subject, "FailedToStartServiceHealthcheck", text);
+            },
         )?;
         let metrics = observer.metrics.clone();
         let worker = Worker::new(BpfDataplane::open_pinned(&pins)?, &in_use, clock(), metrics)?;
@@ -206,6 +218,7 @@ impl Agent {
         let mut stale = true;
         loop {
             if std::mem::take(&mut stale) {
+                self.observer.woke();
                 let wait = self.update().await?;
                 retry = wait.map(|wait| tokio::time::Instant::now() + wait);
             }
@@ -252,6 +265,7 @@ impl Agent {
     async fn update(&mut self) -> Result<Option<Duration>, AgentError> {
         let source = Arc::clone(&self.source.borrow_and_update());
         if !source.complete {
+            self.observer.incomplete();
             return Ok(None);
         }
         let retry = self.reconcile(source).await?;
@@ -259,6 +273,7 @@ impl Agent {
             let view = self.view();
             self.interfaces.start(&self.config, &view)?;
             self.attached = true;
+            self.observer.attached();
         }
         Ok(retry)
     }
@@ -272,7 +287,7 @@ impl Agent {
         let node = node_config(&self.config, &view, source.node.as_ref());
         let planned = Arc::clone(&source);
         let bind = self.observer.bind(&node);
-        let (mut draft, ()) = self
+        let (mut draft, news) = self
             .blocking(move |worker| {
                 let mut draft = worker.plan(&planned.snapshot, &node, planned.unread);
                 let mut rejected = planned.rejections.clone();
@@ -339,7 +354,6 @@ impl Agent {
     /// Compares memory with the kernel, and looks at what else translates on the node.
     async fn resync(&mut self) -> Result<(), AgentError> {
         self.translators.look_again(&self.config).await?;
-        self.observer.woke();
         let found = self.blocking(Worker::resync).await?;
         if let Ok(drifted) = &found {
             self.observer.resynced(*drifted);

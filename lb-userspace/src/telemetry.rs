@@ -6,6 +6,9 @@ use tracing_subscriber::EnvFilter;
 
 use crate::config::LogFormat;
 
+/// What the agent says itself, once and in its own words, these libraries say each time.
+const QUIET: &str = "kube_client=off,kube_runtime=off,";
+
 /// Why there is no log.
 #[derive(Debug, thiserror::Error)]
 pub enum TelemetryError {
@@ -23,7 +26,7 @@ pub enum TelemetryError {
 ///
 /// If the filter does not parse, or a log was started before.
 pub fn start(level: &str, format: LogFormat) -> Result<(), TelemetryError> {
-    let filter = EnvFilter::try_new(level)?;
+    let filter = EnvFilter::try_new(format!("{QUIET}{level}"))?;
     let builder = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(io::stderr)

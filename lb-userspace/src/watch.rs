@@ -128,6 +128,11 @@ impl Cluster {
         Ok(Self { client, answers })
     }
 
+    /// For others who talk to the same server.
+    pub(crate) fn client(&self) -> Client {
+        self.client.clone()
+    }
+
     /// Follows what is in `scope` until every receiver is gone.
     pub fn follow(self, scope: Scope) -> watch::Receiver<Arc<SourceState>> {
         let (sender, receiver) = watch::channel(Arc::default());

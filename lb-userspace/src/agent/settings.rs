@@ -1,17 +1,17 @@
 //! From the configuration and what was found on the node to what others are given. Pure.
 
-use std::{collections::BTreeSet, net::IpAddr, time::Duration};
+use std::{net::IpAddr, time::Duration};
 
-use lb_common::config::{
-    Config as DataPathConfig, UnknownFlows as DataPathUnknownFlows, config_flag,
-};
+use lb_common::config::{Config as DataPathConfig, config_flag};
 
+use super::translators::Choices;
 use crate::{
-    config::{Config, UnknownFlows},
-    devices::NetworkView,
+    config::Config,
+    devices::{NetworkView, SnatPolicy},
     expire::to_ticks,
     netfilter::Netfilter,
     node::NodeConfig,
+    snapshot::NodeObject,
 };
 
 /// Wait after a failure to apply: the first, and the longest.
@@ -25,33 +25,42 @@ pub(super) fn backoff(failures: u32) -> Duration {
         .min(longest)
 }
 
-/// What `auto` means on this node.
-pub(super) const fn unknown_flows(wanted: UnknownFlows, found: Netfilter) -> DataPathUnknownFlows {
-    match wanted {
-        UnknownFlows::Auto if found.kube_proxy => DataPathUnknownFlows::Stack,
-        UnknownFlows::Auto | UnknownFlows::Select => DataPathUnknownFlows::Select,
-        UnknownFlows::Stack => DataPathUnknownFlows::Stack,
-        UnknownFlows::Drop => DataPathUnknownFlows::Drop,
+/// Where SNAT addresses come from: the configuration, and the Node's annotation.
+pub(super) fn snat_policy(
+    config: &Config,
+    node: Option<&NodeObject>,
+    found: Netfilter,
+) -> SnatPolicy {
+    let mut addresses = config.snat_addresses.clone();
+    for address in node.iter().flat_map(|node| &node.snat_addresses) {
+        if !addresses.contains(address) {
+            addresses.push(*address);
+        }
+    }
+    SnatPolicy {
+        addresses,
+        masquerade: found.masquerade,
     }
 }
 
 pub(super) fn data_path_config(
     config: &Config,
-    unknown_flows: DataPathUnknownFlows,
+    choices: Choices,
     tick_shift: u32,
     tick_seconds: f64,
 ) -> DataPathConfig {
     // New TCP flows are refused before third packets would be; UDP, which anyone can fill, earlier.
     let limit = |entries: u32| entries - entries / 16;
-    let direct = config_flag::DIRECT_BACKEND_ACCESS;
+    let flag = |on, flag| if on { flag } else { 0 };
+    let direct = flag(
+        config.direct_backend_access,
+        config_flag::DIRECT_BACKEND_ACCESS,
+    );
+    let drop = flag(choices.drop_unallocated, config_flag::DROP_UNALLOCATED);
     DataPathConfig {
-        flags: if config.direct_backend_access {
-            direct
-        } else {
-            0
-        },
+        flags: direct | drop,
         tick_shift,
-        unknown_flows: unknown_flows as u32,
+        unknown_flows: choices.unknown_flows as u32,
         replies_per_tick: config.replies_per_second,
         flows4_limit: limit(config.tables.flows_v4),
         flows6_limit: limit(config.tables.flows_v6),
@@ -75,8 +84,13 @@ fn tick_millis(tick_seconds: f64) -> u32 {
     (tick_seconds * 1000.0).round().max(1.0) as u32
 }
 
-pub(super) fn node_config(config: &Config, view: &NetworkView) -> NodeConfig {
-    let addresses = view.network.addresses();
+/// This node, from its configuration, its network, and its object in the cluster if there is one.
+pub(super) fn node_config(
+    config: &Config,
+    view: &NetworkView,
+    node: Option<&NodeObject>,
+) -> NodeConfig {
+    let mut addresses = view.network.addresses();
     let mut primary = Vec::new();
     for index in config
         .interfaces
@@ -93,25 +107,32 @@ pub(super) fn node_config(config: &Config, view: &NetworkView) -> NodeConfig {
             }
         }
     }
+    let node_port_addresses = config.node_port_addresses.select(&addresses, &primary);
+    addresses.extend(node.iter().flat_map(|node| &node.addresses));
+    let snat = view.snat.iter().flat_map(|policy| &policy.addresses);
+    let local_pods = node.iter().flat_map(|node| &node.pod_networks);
     NodeConfig {
         name: config.node_name.clone(),
-        zone: config.zone.clone(),
+        zone: config
+            .zone
+            .clone()
+            .or_else(|| node.and_then(|node| node.zone.clone())),
         gateway: config.gateway,
-        node_port_addresses: config.node_port_addresses.select(&addresses, &primary),
+        node_port_addresses,
         addresses,
-        snat_addresses: config.snat_addresses.iter().copied().collect(),
+        snat_addresses: snat.copied().collect(),
         pod_networks: config.pod_networks.iter().copied().collect(),
-        local_pod_networks: BTreeSet::new(),
+        local_pod_networks: local_pods.copied().collect(),
+        primary,
         external_ips: config.external_ips,
         sizes: config.tables.clone(),
-        primary,
-        ..NodeConfig::default()
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::ConfigFlags;
 
     #[test]
     fn waits_grow_and_end_growing() {
@@ -123,30 +144,60 @@ mod tests {
     }
 
     #[test]
-    fn auto_leaves_unknown_flows_to_a_kube_proxy() {
-        let with = |kube_proxy| Netfilter {
-            kube_proxy,
-            ..Netfilter::default()
+    fn the_node_s_object_fills_in_what_the_configuration_leaves_open() {
+        let node = NodeObject {
+            name: "edge-1".to_owned(),
+            zone: Some("a".to_owned()),
+            pod_networks: vec!["10.1.1.0/24".parse().expect("a network")],
+            addresses: vec![ip("198.51.100.1")],
+            snat_addresses: vec![ip("192.0.2.5"), ip("192.0.2.6")],
+            ..NodeObject::default()
         };
-        for (wanted, found, expected) in [
+        let least = "manifests: /m\nnodeName: edge-1\ninterfaces: [eth0]\n";
+        for (name, keys, node, zone, snat) in [
+            ("no Node", "", None, None, vec![]),
             (
-                UnknownFlows::Auto,
-                with(false),
-                DataPathUnknownFlows::Select,
+                "a Node",
+                "",
+                Some(&node),
+                Some("a"),
+                vec!["192.0.2.5", "192.0.2.6"],
             ),
-            (UnknownFlows::Auto, with(true), DataPathUnknownFlows::Stack),
             (
-                UnknownFlows::Select,
-                with(true),
-                DataPathUnknownFlows::Select,
+                "both",
+                "zone: b\nsnat: {addresses: [192.0.2.6, 192.0.2.7]}",
+                Some(&node),
+                Some("b"),
+                vec!["192.0.2.6", "192.0.2.7", "192.0.2.5"],
             ),
-            (UnknownFlows::Drop, with(true), DataPathUnknownFlows::Drop),
         ] {
+            let text = format!("{least}{keys}");
+            let config = Config::parse(&text, ConfigFlags::default()).expect("a configuration");
+            let policy = snat_policy(&config, node, Netfilter::default());
+            let found: Vec<_> = policy.addresses.iter().map(IpAddr::to_string).collect();
+            assert_eq!(found, snat, "{name}");
+            let view = NetworkView {
+                snat: Some(policy),
+                ..NetworkView::default()
+            };
+            let planned = node_config(&config, &view, node);
+            assert_eq!(planned.zone.as_deref(), zone, "{name}");
+            assert_eq!(planned.snat_addresses.len(), snat.len(), "{name}");
             assert_eq!(
-                unknown_flows(wanted, found),
-                expected,
-                "{wanted:?} {found:?}"
+                planned.local_pod_networks.len(),
+                usize::from(node.is_some()),
+                "{name}"
+            );
+            let known = planned.addresses.contains(&ip("198.51.100.1"));
+            assert_eq!(known, node.is_some(), "{name}");
+            assert!(
+                planned.node_port_addresses.is_empty(),
+                "{name}: no device has one"
             );
         }
+    }
+
+    fn ip(text: &str) -> IpAddr {
+        text.parse().expect("an address")
     }
 }

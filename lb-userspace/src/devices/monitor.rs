@@ -65,6 +65,8 @@ pub struct NetworkView {
     pub network: Network,
     /// Moves with every change of a route, link or address; not with neighbours.
     pub moved: u64,
+    /// What the tables' SNAT addresses were decided by; `None` before anybody told.
+    pub snat: Option<SnatPolicy>,
 }
 
 /// Looks up routes.
@@ -104,6 +106,8 @@ impl Routes {
 pub struct Monitor {
     /// The network, anew with each change.
     pub view: watch::Receiver<Arc<NetworkView>>,
+    /// Where SNAT addresses come from. As long as it says nothing, those in the tables stay.
+    pub snat: watch::Sender<Option<SnatPolicy>>,
     /// Looks up routes.
     pub routes: Routes,
     /// Ends only by failure.
@@ -115,7 +119,7 @@ pub struct Monitor {
 /// # Errors
 ///
 /// If the network cannot be read or the tables cannot be written the first time.
-pub async fn monitor(pins: &PinDirectory, snat: SnatPolicy) -> Result<Monitor, MonitorError> {
+pub async fn monitor(pins: &PinDirectory) -> Result<Monitor, MonitorError> {
     let groups = [
         MulticastGroup::Link,
         MulticastGroup::Neigh,
@@ -141,13 +145,15 @@ pub async fn monitor(pins: &PinDirectory, snat: SnatPolicy) -> Result<Monitor, M
         warn!(%error, "the kernel does not tell which devices XDP may redirect to: drivers decide");
     }
     let writer = DeviceWriter::open(pins).map_err(MonitorError::Tables)?;
+    let (snat, policy) = watch::channel(None);
     let mut follower = Follower {
         network: dump(&handle).await?,
         handle: handle.clone(),
         messages,
         notifications: family.as_ref().ok().and_then(|f| notifications(*f)),
         family: family.ok(),
-        snat,
+        snat: policy,
+        decided_by: None,
         writer,
         view: watch::channel(Arc::default()).0,
         moved: 0,
@@ -160,6 +166,7 @@ pub async fn monitor(pins: &PinDirectory, snat: SnatPolicy) -> Result<Monitor, M
     let task = tokio::spawn(follower.run());
     Ok(Monitor {
         view,
+        snat,
         routes: Routes { handle },
         task,
     })
@@ -171,7 +178,9 @@ struct Follower {
     messages: Messages,
     family: Option<Family>,
     notifications: Option<TokioSocket>,
-    snat: SnatPolicy,
+    snat: watch::Receiver<Option<SnatPolicy>>,
+    /// What the SNAT addresses in the tables were decided by.
+    decided_by: Option<SnatPolicy>,
     writer: DeviceWriter,
     view: watch::Sender<Arc<NetworkView>>,
     moved: u64,
@@ -215,17 +224,22 @@ impl Follower {
 
     /// Waits for something to happen. May be cancelled: nothing taken in is lost.
     async fn change(&mut self) -> Result<Change, MonitorError> {
-        let message = match &self.notifications {
-            Some(socket) => tokio::select! {
-                message = self.messages.next() => message,
-                result = socket.recv_from_full() => {
-                    if let Err(error) = result {
-                        debug!(%error, "netdev notifications were lost");
-                    }
-                    return Ok(Change::Tables);
+        let notified = async {
+            match &self.notifications {
+                Some(socket) => socket.recv_from_full().await,
+                None => std::future::pending().await,
+            }
+        };
+        let message = tokio::select! {
+            message = self.messages.next() => message,
+            result = notified => {
+                if let Err(error) = result {
+                    debug!(%error, "netdev notifications were lost");
                 }
-            },
-            None => self.messages.next().await,
+                return Ok(Change::Tables);
+            }
+            // Nobody tells any more when the agent ends, and then so do we.
+            Ok(()) = self.snat.changed() => return Ok(Change::Tables),
         };
         let Some((message, _)) = message else {
             return Err(MonitorError::Ended);
@@ -243,14 +257,16 @@ impl Follower {
     /// Writes what changed, then tells the data path and the agent.
     fn flush(&mut self, change: Change) -> io::Result<()> {
         if change == Change::Tables {
+            let snat = self.snat.borrow_and_update().clone();
             let redirectable = self.redirectable();
             let room = self.writer.room();
-            let next = self
-                .writer
-                .written
-                .decide(&self.network, &redirectable, &self.snat, room);
+            let next =
+                self.writer
+                    .written
+                    .decide(&self.network, &redirectable, snat.as_ref(), room);
             self.report(&next);
             self.writer.write(next)?;
+            self.decided_by = snat;
         }
         self.writer.raise_generation()?;
         if change >= Change::Routes {
@@ -258,6 +274,7 @@ impl Follower {
             let view = NetworkView {
                 network: self.network.clone(),
                 moved: self.moved,
+                snat: self.decided_by.clone(),
             };
             self.view.send_replace(Arc::new(view));
         }

@@ -63,15 +63,20 @@ pub(super) struct Room {
 
 impl DeviceTables {
     /// The tables for `network`. Device indices and SNAT elements of `self` are kept: next hops and
-    /// flows name them. `redirectable` are the devices XDP may send to.
+    /// flows name them. `redirectable` are the devices XDP may send to. While nobody knows where
+    /// SNAT addresses come from, they stay what they are.
     pub(super) fn decide(
         &self,
         network: &Network,
         redirectable: &BTreeSet<u32>,
-        snat: &SnatPolicy,
+        snat: Option<&SnatPolicy>,
         room: Room,
     ) -> Self {
         let mut next = Self::default();
+        if snat.is_none() {
+            next.snat_v4.clone_from(&self.snat_v4);
+            next.snat_v6.clone_from(&self.snat_v6);
+        }
         let mut indices: BTreeMap<u32, u32> = self
             .devices
             .iter()
@@ -98,24 +103,18 @@ impl DeviceTables {
                 );
                 continue;
             };
-            let (v4, v6) = network.primary(ifindex);
-            let first = |slice: Option<(u16, u16)>| slice.unwrap_or_default();
-            let (snat4_first, snat4_count) = first(snat_slice(
-                &self.snat_v4,
-                &mut next.snat_v4,
-                snat,
-                true,
-                v4,
-                room.snat,
-            ));
-            let (snat6_first, snat6_count) = first(snat_slice(
-                &self.snat_v6,
-                &mut next.snat_v6,
-                snat,
-                false,
-                v6,
-                room.snat,
-            ));
+            let slices = match snat {
+                Some(snat) => {
+                    let (v4, v6) = network.primary(ifindex);
+                    let v4 =
+                        snat_slice(&self.snat_v4, &mut next.snat_v4, snat, true, v4, room.snat);
+                    let v6 =
+                        snat_slice(&self.snat_v6, &mut next.snat_v6, snat, false, v6, room.snat);
+                    (v4.unwrap_or_default(), v6.unwrap_or_default())
+                }
+                None => self.slices(index, ifindex),
+            };
+            let ((snat4_first, snat4_count), (snat6_first, snat6_count)) = slices;
             let mut flags = 0;
             if link.mac.is_none() {
                 flags |= device_flag::NO_ETHERNET;
@@ -140,7 +139,21 @@ impl DeviceTables {
         }
         next
     }
+
+    /// The SNAT elements of each family that a device uses now.
+    fn slices(&self, index: u32, ifindex: u32) -> (Slice, Slice) {
+        let device = self.devices.get(&index).filter(|d| d.ifindex == ifindex);
+        device.map_or_else(Default::default, |device| {
+            (
+                (device.snat4_first, device.snat4_count),
+                (device.snat6_first, device.snat6_count),
+            )
+        })
+    }
 }
+
+/// First element, and number of elements.
+type Slice = (u16, u16);
 
 /// The elements a device uses: first and count. Puts them into `next`.
 fn snat_slice(
@@ -150,7 +163,7 @@ fn snat_slice(
     v4: bool,
     own: Option<IpAddr>,
     room: u32,
-) -> Option<(u16, u16)> {
+) -> Option<Slice> {
     let element = |address: IpAddr, (first_port, port_count): (u32, u32)| SnatAddress {
         address: snat_address(address),
         first_port,
@@ -239,7 +252,7 @@ mod tests {
         let before = DeviceTables::default().decide(
             &network(&[(3, "192.0.2.3"), (4, "192.0.2.4")]),
             &redirectable,
-            &SHARED,
+            Some(&SHARED),
             ROOM,
         );
         assert_eq!(before.devices.keys().copied().collect::<Vec<_>>(), [1, 2]);
@@ -248,7 +261,7 @@ mod tests {
         let after = before.decide(
             &network(&[(4, "192.0.2.4"), (9, "192.0.2.9")]),
             &redirectable,
-            &SHARED,
+            Some(&SHARED),
             ROOM,
         );
         let pairs: Vec<_> = after.devices.iter().map(|(i, d)| (*i, d.ifindex)).collect();
@@ -270,7 +283,7 @@ mod tests {
             let tables = DeviceTables::default().decide(
                 &network(&[(3, "192.0.2.3")]),
                 &BTreeSet::new(),
-                &policy,
+                Some(&policy),
                 ROOM,
             );
             let element = tables.snat_v4[&0];
@@ -287,7 +300,7 @@ mod tests {
         let tables = DeviceTables::default().decide(
             &network(&[(3, "192.0.2.3"), (4, "192.0.2.4")]),
             &BTreeSet::new(),
-            &policy,
+            Some(&policy),
             ROOM,
         );
         for device in tables.devices.values() {
@@ -302,9 +315,33 @@ mod tests {
     fn tables_without_room_leave_devices_out() {
         let links: Vec<_> = (2..20).map(|ifindex| (ifindex, "192.0.2.3")).collect();
         let tables =
-            DeviceTables::default().decide(&network(&links), &BTreeSet::new(), &SHARED, ROOM);
+            DeviceTables::default().decide(&network(&links), &BTreeSet::new(), Some(&SHARED), ROOM);
         assert_eq!(tables.devices.len(), 7);
         // One address, one element.
         assert_eq!(tables.snat_v4.len(), 1);
+    }
+
+    #[test]
+    fn snat_addresses_stay_while_nobody_knows_them() {
+        let decide = |tables: &DeviceTables, links: &[(u32, &str)], policy| {
+            tables.decide(&network(links), &BTreeSet::new(), policy, ROOM)
+        };
+        let policy = SnatPolicy {
+            addresses: vec![ip("203.0.113.1")],
+            masquerade: true,
+        };
+        let before = decide(&DeviceTables::default(), &[(3, "192.0.2.3")], Some(&policy));
+        let unknown = decide(&before, &[(3, "192.0.2.30"), (4, "192.0.2.4")], None);
+        assert_eq!(unknown.snat_v4, before.snat_v4);
+        let counts: Vec<_> = unknown.devices.values().map(|d| d.snat4_count).collect();
+        assert_eq!(counts, [1, 0]);
+        let known = decide(
+            &unknown,
+            &[(3, "192.0.2.30"), (4, "192.0.2.4")],
+            Some(&policy),
+        );
+        assert_eq!(known.snat_v4, before.snat_v4);
+        let counts: Vec<_> = known.devices.values().map(|d| d.snat4_count).collect();
+        assert_eq!(counts, [1, 1]);
     }
 }
