@@ -1,10 +1,9 @@
-//! The life of a flow after its birth: promotion, close, reset, reselection, retirement, expiry.
+//! The life of a flow after its birth: promotion, close, reset, retirement, expiry.
 
 use lb_common::{
     conntrack::{Head, Idle4, Idle6, state},
     names,
     reason::{Event, Reason},
-    service::Selection,
 };
 use lb_tests::{
     book::{BOOKS, TCP_BOOKS, UDP_BOOKS, towards},
@@ -262,43 +261,6 @@ fn tcp_stays_with_a_backend_that_left_the_service() {
 }
 
 #[test]
-fn udp_moves_when_its_backend_serves_no_longer() {
-    let cases = udp().map(|talk| {
-        let book = talk.book;
-        let (old, new) = (talk.backend(), book.backend(6, 8443));
-        let tables = talk.tables().draining([new.as_str()]);
-        let draining = book
-            .service()
-            .draining([old.as_str()])
-            .backends([new.as_str()]);
-        let gone = book.service().gone([old.as_str()]).backends([new.as_str()]);
-        let keep = |tables: lb_tests::tables::Tables| {
-            if talk.mode == Mode::Gateway {
-                tables.keep_source()
-            } else {
-                tables
-            }
-        };
-        let question = talk.question();
-        let moved = towards(INSIDE, 6, &question.clone().from(&talk.seen()).to(&new));
-        case(format!("{}: reselection", talk.name()), tables)
-            .steps(talk.handshake())
-            .tables(keep(draining), 2)
-            .step(talk.request(&question))
-            .tables(keep(gone), 3)
-            .step(
-                from(OUTSIDE, &question)
-                    .forwards(&moved)
-                    .creates()
-                    .event(Event::FlowReselected),
-            )
-            .step(from(OUTSIDE, &question).forwards(&moved))
-            .flows(0, 2)
-    });
-    run(cases.collect());
-}
-
-#[test]
 fn a_backend_that_refuses_frees_the_tuple() {
     let cases = tcp().map(|talk| {
         let refusal = talk.second().flags(0x14);
@@ -473,29 +435,6 @@ fn a_condemned_flow_revives_or_is_deleted() {
                 let uses: Vec<(u32, u64)> = lab.map(names::FLOW_USE).read_all().expect("FLOW_USE");
                 assert!(uses.iter().all(|(_, entries)| *entries == 0), "{uses:?}");
             })
-    });
-    run(cases.collect());
-}
-
-#[test]
-fn an_empty_selection_keeps_the_flows_it_had() {
-    let cases = BOOKS.into_iter().map(|book| {
-        let talk = Conversation::new(book, Mode::FullNat);
-        let empty = book.service().gone([talk.backend().as_str()]);
-        case(format!("{}: no backend left", talk.name()), talk.tables())
-            .steps(talk.handshake())
-            .tables(empty, 2)
-            .then(|lab| {
-                let services: Vec<(u32, lb_common::service::Service)> =
-                    lab.map(names::SERVICES).read_all().expect("SERVICES");
-                let word = services
-                    .iter()
-                    .find(|(id, _)| *id == 1)
-                    .map(|(_, s)| s.cluster);
-                assert_eq!(word.map(|word| Selection::from_word(word).length), Some(0));
-            })
-            .step(talk.request(&talk.question()))
-            .step(talk.reply(&talk.answer()))
     });
     run(cases.collect());
 }

@@ -11,6 +11,8 @@ use crate::{
     snapshot::{ServiceObject, SliceObject, TrafficPolicy},
 };
 
+mod policy;
+
 const CLIENT: &str = "203.0.113.5:40000";
 const WEB: &str = "192.0.2.10:80";
 
