@@ -125,4 +125,4 @@ fn gone<'a, K: Ord, V>(
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -11,6 +11,10 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use self::{
+    incremental::{Input, Memory},
+    publish::TableCache,
+};
 use crate::{
     node::NodeConfig,
     snapshot::{ObjectName, Rejection, Snapshot},
@@ -25,11 +29,13 @@ mod draft;
 mod endpoints;
 mod health;
 mod ids;
+mod incremental;
 mod keep;
 mod publish;
 mod ranges;
 
 pub use health::{HealthCheck, WithoutLocal};
+pub use incremental::Patch;
 pub use keep::keep;
 
 /// What the tables should hold, and what we refused to put there.
@@ -74,11 +80,13 @@ pub fn plan(
     Planner::default().plan(previous, snapshot, node, quarantine)
 }
 
-/// Plans again and again. It remembers the Maglev tables it built; apart from the time it takes, a
-/// plan is the same as [`plan`]'s.
+/// Plans again and again. It remembers the last plan; apart from the time it takes, the next is the
+/// same as [`plan`]'s.
 #[derive(Debug, Default)]
 pub struct Planner {
-    tables: publish::TableCache,
+    tables: TableCache,
+    /// What the last plan left behind, if the next can be made from it.
+    memory: Option<Memory>,
     raise_epochs: bool,
 }
 
@@ -91,6 +99,43 @@ impl Planner {
         self.raise_epochs = true;
     }
 
+    /// Says that the last plan was carried out: `previous` of the next call is what it led to.
+    pub fn written(&mut self) {
+        if let Some(memory) = &mut self.memory {
+            memory.unwritten = false;
+        }
+    }
+
+    /// Forgets the last plan: `previous` of the next call is something else.
+    pub fn forget(&mut self) {
+        if let Some(memory) = self.memory.take() {
+            self.tables = memory.into_cache();
+        }
+    }
+
+    /// Plans only what changed since the last plan, which must have been [`Planner::written`]. The
+    /// tables are those [`plan`] would lead to, and nothing is deferred.
+    ///
+    /// `None`: the change cannot be planned apart from the rest, call [`Planner::plan`].
+    pub fn patch(
+        &mut self,
+        previous: &TableSet,
+        snapshot: &Snapshot,
+        node: &NodeConfig,
+        quarantine: &Quarantine,
+    ) -> Option<Patch> {
+        let memory = self.memory.as_mut()?;
+        let patch = if !self.raise_epochs && memory.holds(snapshot, node) {
+            memory.change(previous, snapshot, quarantine)
+        } else {
+            None
+        };
+        if patch.is_none() {
+            self.forget();
+        }
+        patch
+    }
+
     /// As [`plan`].
     pub fn plan(
         &mut self,
@@ -99,9 +144,10 @@ impl Planner {
         node: &NodeConfig,
         quarantine: &Quarantine,
     ) -> Plan {
+        self.forget();
         let mut rejected = Vec::new();
         let mut drafts = draft::services(snapshot, node, &mut rejected);
-        claims::resolve(&mut drafts, previous, &mut rejected);
+        let lost = claims::resolve(&mut drafts, previous, &mut rejected);
         let checks = drafts
             .iter()
             .filter_map(|d| Some((d.name.clone(), d.health?)));
@@ -109,21 +155,38 @@ impl Planner {
         drafts.retain(|service| !service.ports.is_empty());
         let wanted = drafts.iter().filter(|draft| draft.health.is_some());
         let wanted: BTreeSet<_> = wanted.map(|draft| draft.name.clone()).collect();
+        let drafted = drafts.iter().map(|draft| draft.ports.len()).sum();
         let admitted = admit::admit(drafts, previous, node, quarantine, &mut rejected);
         let (mut tables, deferred) =
             publish::publish(&admitted, previous, node, self, &mut rejected);
         tables.source_classes = classes::classes(snapshot, node, &mut rejected);
         health::forget_unserved(&mut health, &wanted, &tables);
         self.raise_epochs = false;
+        let said = rejected.clone();
         rejected.sort_unstable();
         rejected.dedup();
-        Plan {
+        let plan = Plan {
             without_local: WithoutLocal::count(&tables),
             tables,
             rejected,
             deferred,
             health,
+        };
+        let input = Input {
+            snapshot,
+            node,
+            admitted: &admitted,
+            drafted,
+            cache: &self.tables,
+            lost,
+            rejected: said,
+        };
+        self.memory = Memory::new(input, &plan);
+        if self.memory.is_some() {
+            // It has them, too.
+            self.tables = TableCache::default();
         }
+        plan
     }
 }
 

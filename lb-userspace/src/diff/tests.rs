@@ -71,7 +71,7 @@ fn a_set_that_only_grows_is_published_once() {
 }
 
 /// A state of the cluster, drawn from few names and addresses so that states collide.
-fn any_snapshot() -> impl Strategy<Value = Snapshot> {
+pub(crate) fn any_snapshot() -> impl Strategy<Value = Snapshot> {
     let any_service = |i: usize| {
         let vips = proptest::sample::subsequence(
             vec!["192.0.2.1", "192.0.2.2", "198.51.100.1", "2001:db8::1"],
@@ -156,7 +156,7 @@ fn any_snapshot() -> impl Strategy<Value = Snapshot> {
     })
 }
 
-fn any_node() -> impl Strategy<Value = NodeConfig> {
+pub(crate) fn any_node() -> impl Strategy<Value = NodeConfig> {
     (
         any::<bool>(),
         any::<bool>(),

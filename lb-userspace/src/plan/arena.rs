@@ -6,10 +6,11 @@ use std::collections::BTreeMap;
 ///
 /// First fit, at multiples of the extent's own size: the sizes are powers of four, so small extents
 /// never leave holes that only they could fill.
+#[derive(Debug)]
 pub(super) struct Arena {
     /// Free runs: first element to length.
     free: BTreeMap<u32, u32>,
-    /// By size: below this nothing of the size fits. During one plan room only shrinks.
+    /// By size: below this nothing of the size fits. Room only shrinks, but for [`Arena::give_back`].
     hint: BTreeMap<u32, u32>,
 }
 
@@ -56,6 +57,22 @@ impl Arena {
         }
         Some(element)
     }
+
+    /// Gives elements back that were taken. They are free from now on.
+    pub(super) fn give_back(&mut self, element: u32, size: u32) {
+        let (mut start, mut end) = (element, element + size);
+        if let Some((&before, &length)) = self.free.range(..start).next_back()
+            && before + length == start
+        {
+            self.free.remove(&before);
+            start = before;
+        }
+        if let Some(length) = self.free.remove(&end) {
+            end += length;
+        }
+        self.free.insert(start, end - start);
+        self.hint.clear();
+    }
 }
 
 #[cfg(test)]
@@ -70,6 +87,19 @@ mod tests {
             .into();
         let expected = [Some(32), Some(4), Some(64), Some(80), None, Some(8), None];
         assert_eq!(taken, expected);
+    }
+
+    #[test]
+    fn what_is_given_back_joins_the_free_room_beside_it() {
+        let used = [(0, 16), (16, 16), (32, 16), (48, 16)];
+        let mut arena = Arena::new(64, used.into_iter());
+        assert_eq!(arena.take(16), None);
+        for element in [16, 48, 32] {
+            arena.give_back(element, 16);
+        }
+        let whole = Arena::new(64, used[..1].iter().copied());
+        assert_eq!(arena.free, whole.free);
+        assert_eq!((arena.take(32), arena.take(16)), (Some(32), Some(16)));
     }
 
     #[test]

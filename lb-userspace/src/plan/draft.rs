@@ -26,7 +26,7 @@ use crate::{
 const KEEP_SOURCE: &str = "sluice.dev/keep-source";
 
 /// One Service with everything of it that may be served.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub(super) struct ServiceDraft {
     pub(super) name: ObjectName,
     /// Seconds since 1970, if known.

@@ -11,7 +11,7 @@ use super::draft::owner;
 use crate::{
     node::NodeConfig,
     snapshot::{ObjectName, ServiceKind, ServiceObject, SliceObject, TrafficPolicy},
-    tables::TableSet,
+    tables::{ServiceRecord, TableSet},
 };
 
 /// The health check of one Service: where it answers, and what.
@@ -37,13 +37,21 @@ impl WithoutLocal {
     pub(super) fn count(tables: &TableSet) -> Self {
         let mut count = Self::default();
         for service in tables.services.values() {
-            let has = |flag: u32| service.flags & flag != 0;
-            if has(service_flag::HAS_ENDPOINTS) && service.local.length == 0 {
-                count.internal += usize::from(has(service_flag::INTERNAL_LOCAL));
-                count.external += usize::from(has(service_flag::EXTERNAL_LOCAL));
-            }
+            let one = Self::of(service);
+            count.internal += one.internal;
+            count.external += one.external;
         }
         count
+    }
+
+    /// What one service port counts.
+    pub(super) fn of(service: &ServiceRecord) -> Self {
+        let has = |flag: u32| service.flags & flag != 0;
+        let without = has(service_flag::HAS_ENDPOINTS) && service.local.length == 0;
+        Self {
+            internal: usize::from(without && has(service_flag::INTERNAL_LOCAL)),
+            external: usize::from(without && has(service_flag::EXTERNAL_LOCAL)),
+        }
     }
 }
 

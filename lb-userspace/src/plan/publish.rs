@@ -12,6 +12,7 @@ use super::{
     Planner,
     admit::{Admitted, Numbered},
     arena::Arena,
+    draft::PortDraft,
     ranges,
 };
 use crate::{
@@ -24,8 +25,11 @@ use crate::{
 /// Maglev tables already built, by their backends. Those a plan does not use are forgotten.
 #[derive(Debug, Default)]
 pub(super) struct TableCache {
-    tables: HashMap<Vec<(SocketAddr, u32)>, Arc<[u32]>>,
+    pub(super) tables: HashMap<Backends, Arc<[u32]>>,
 }
+
+/// The backends of a Maglev table, in the order of their endpoints.
+pub(super) type Backends = Vec<(SocketAddr, u32)>;
 
 /// Writes the tables, and names the service ports whose new sets must wait for room.
 pub(super) fn publish(
@@ -238,20 +242,36 @@ fn write(
         .map(|member| ((port.id, id(&member.endpoint)), member.flags))
         .collect();
     let old = previous.members.range((port.id, 0)..=(port.id, u32::MAX));
-    let epoch = match previous.services.get(&port.id) {
-        None => 1,
-        Some(record) if old.eq(&members) && !planner.raise_epochs => record.epoch,
-        Some(record) => record.epoch.wrapping_add(1),
-    };
+    let same = old.eq(&members) && !planner.raise_epochs;
+    let epoch = epoch(previous.services.get(&port.id), same);
     tables.members.extend(members);
+    record(&port.draft, port.source_ranges, [cluster, local], epoch)
+}
+
+/// The set epoch of a service port whose members are the `same` as before, or not.
+pub(super) fn epoch(old: Option<&ServiceRecord>, same: bool) -> u32 {
+    match old {
+        None => 1,
+        Some(record) if same => record.epoch,
+        Some(record) => record.epoch.wrapping_add(1),
+    }
+}
+
+/// The record of a service port whose sets lie in these extents.
+pub(super) fn record(
+    port: &PortDraft,
+    source_ranges: u32,
+    [cluster, local]: [Selection; 2],
+    epoch: u32,
+) -> ServiceRecord {
     ServiceRecord {
-        name: port.draft.name.clone(),
+        name: port.name.clone(),
         cluster,
         local,
         epoch,
-        flags: port.draft.flags,
-        affinity_seconds: port.draft.affinity_seconds,
-        source_ranges: port.source_ranges,
+        flags: port.flags,
+        affinity_seconds: port.affinity_seconds,
+        source_ranges,
     }
 }
 
