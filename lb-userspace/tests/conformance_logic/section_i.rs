@@ -1,6 +1,9 @@
 //! Section I: shares, large Services, failures, families.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{
+    collections::BTreeMap,
+    time::{Duration, Instant},
+};
 
 use jiff::Timestamp;
 use lb_userspace::{
