@@ -293,11 +293,12 @@ impl Follower {
     /// Says why, once. Returns whether anything that can be seen changed.
     fn failed(&mut self, what: What, failure: &Failure) -> bool {
         let cause = failure.explain(what);
-        if failure.is_expiry() {
-            debug!(?what, cause, "reading the whole list again");
+        if failure.is_interruption() {
+            debug!(?what, cause, "a watch broke off");
             return false;
         }
         if what == What::Networks && failure.is_refusal() {
+            self.answered(what);
             let news = self.objects.without_networks();
             if news {
                 warn!(

@@ -22,9 +22,13 @@ impl Failure {
             .is_some_and(|status| matches!(status.code, 403 | 404))
     }
 
-    /// What the server remembers does not reach back far enough: a new list follows. No outage.
-    pub(super) fn is_expiry(&self) -> bool {
-        self.status().is_some_and(|status| status.code == 410)
+    /// A watch that went well broke off, or what the server remembers does not reach back to its
+    /// beginning. If the next attempt succeeds, that is no outage.
+    pub(super) fn is_interruption(&self) -> bool {
+        match self.status() {
+            Some(status) => status.code == 410,
+            None => matches!(self, Self::Watcher(watcher::Error::WatchFailed(_))),
+        }
     }
 
     fn status(&self) -> Option<&Status> {
@@ -199,6 +203,27 @@ mod tests {
         ] {
             let cause = failure.explain(What::Services);
             assert!(cause.starts_with(expected), "{name}: {cause}");
+        }
+    }
+
+    #[test]
+    fn a_watch_that_breaks_off_is_no_outage_yet() {
+        let broken = || kube::Error::ReadEvents(io::ErrorKind::ConnectionReset.into());
+        for (name, failure, expected) in [
+            ("410 Gone", api(410, "too old resource version"), true),
+            (
+                "a connection cut",
+                Failure::Watcher(watcher::Error::WatchFailed(broken())),
+                true,
+            ),
+            (
+                "at its start",
+                Failure::Watcher(watcher::Error::WatchStartFailed(broken())),
+                false,
+            ),
+            ("RBAC", api(403, "no"), false),
+        ] {
+            assert_eq!(failure.is_interruption(), expected, "{name}");
         }
     }
 
