@@ -31,6 +31,7 @@ use self::{
     interfaces::{Interfaces, chain},
     observe::{Early, Observer},
     settings::{backoff, data_path_config, node_config, snat_policy},
+    sources::Sources,
     translators::Translators,
     worker::{Draft, Source, Worker, clock},
 };
@@ -44,7 +45,6 @@ use crate::{
     pins::{self, LoadOptions, PinError},
     preflight,
     refusals::Refusals,
-    snapshot::{Subject, SubjectKind},
     source::SourceState,
 };
 
@@ -142,7 +142,11 @@ impl Agent {
     /// Makes everything ready; no packet notices.
     async fn load(config: Config) -> Result<Self, AgentError> {
         let early = Early::serve(&config)?;
-        let (source, events) = sources::open(&config).await?;
+        let Sources {
+            state: source,
+            events,
+            contact,
+        } = sources::open(&config).await?;
         let translators = Translators::look(&config).await?;
         let jiffies = preflight::jiffies_per_second()?;
         let shift = preflight::tick_shift(jiffies);
@@ -167,19 +171,12 @@ impl Agent {
         let in_use = expiry
             .in_use()
             .map_err(AgentError::kernel("read the flow tables"))?;
-        let unheard = events.clone();
         let observer = early.observe(
             &config,
             &pins,
             &data_path,
             translators.found().kube_proxy,
-            move |service, text| {
-                let subject = Subject {
-                    kind: SubjectKind::Service,
-                    name: service.clone(),
-                };
-                unheard.send(&subject, "FailedToStartServiceHealthcheck", text);
-            },
+            (events.clone(), contact),
         )?;
         let metrics = observer.metrics.clone();
         let worker = Worker::new(BpfDataplane::open_pinned(&pins)?, &in_use, clock(), metrics)?;

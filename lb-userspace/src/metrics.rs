@@ -88,6 +88,7 @@ use self::{
 };
 use crate::{
     dataplane::TableOp,
+    events,
     expire::{FlowCounts, Pass},
     health::PortState,
     http::{ListenError, Server},
@@ -95,6 +96,7 @@ use crate::{
     plan::WithoutLocal,
     snapshot::{ObjectName, Rejection, SubjectKind},
     tables::TableSet,
+    watch::Contact,
 };
 
 mod agent;
@@ -137,6 +139,8 @@ impl Metrics {
             names: Mutex::default(),
             flows: Mutex::default(),
             health_ports: Mutex::default(),
+            events: Mutex::default(),
+            contact: Mutex::default(),
         });
         let mut registry = Registry::with_prefix("sluice");
         let agent = Agent::new(&mut registry);
@@ -198,17 +202,18 @@ impl Metrics {
 
     /// What is not served now.
     pub fn rejected(&self, rejections: &[Rejection]) {
-        let mut objects: BTreeMap<&'static str, BTreeSet<&str>> = BTreeMap::new();
-        for kind in ["Service", "EndpointSlice", "other"] {
-            objects.insert(kind, BTreeSet::new());
-        }
+        let kinds = ["Service", "EndpointSlice", "other"];
+        let mut objects = kinds.map(|kind| (kind, BTreeSet::new()));
+        let [(_, services), (_, slices), (_, others)] = &mut objects;
         for rejection in rejections {
-            let kind = match rejection.subject.as_ref().map(|subject| subject.kind) {
-                Some(SubjectKind::Service) => "Service",
-                Some(SubjectKind::EndpointSlice) => "EndpointSlice",
-                None => "other",
+            // One object may be named in several ways, with its file and without.
+            match &rejection.subject {
+                Some(subject) => match subject.kind {
+                    SubjectKind::Service => services.insert(subject.name.to_string()),
+                    SubjectKind::EndpointSlice => slices.insert(subject.name.to_string()),
+                },
+                None => others.insert(rejection.object.clone()),
             };
-            objects.entry(kind).or_default().insert(&rejection.object);
         }
         for (kind, objects) in objects {
             self.0.agent.rejected(kind, objects.len());
@@ -220,18 +225,14 @@ impl Metrics {
         self.0.agent.source_complete.set(i64::from(complete));
     }
 
-    /// For how long the Kubernetes API has not been reached, and when it last said something, in
-    /// seconds since 1970.
-    pub fn outage(&self, lasts: Duration, last_event: f64) {
-        self.0.agent.source_outage.set(lasts.as_secs_f64());
-        self.0.agent.source_event.set(last_event);
+    /// Where Kubernetes Events that were not sent are counted.
+    pub fn follow_events(&self, events: events::Sender) {
+        *lock(&self.0.data_path.events) = events;
     }
 
-    /// Kubernetes Events that were not sent, since the start.
-    pub fn events_dropped(&self, total: u64) {
-        use std::sync::atomic::Ordering;
-        let dropped = self.0.agent.events_dropped.inner();
-        dropped.store(total, Ordering::Relaxed);
+    /// Who knows whether the Kubernetes API is reached.
+    pub fn follow_api(&self, contact: Contact) {
+        *lock(&self.0.data_path.contact) = Some(contact);
     }
 
     /// What becomes of health-check node ports.
@@ -287,6 +288,8 @@ struct DataPath {
     names: Mutex<Names>,
     flows: Mutex<FlowCounts>,
     health_ports: Mutex<Option<watch::Receiver<BTreeMap<ObjectName, PortState>>>>,
+    events: Mutex<events::Sender>,
+    contact: Mutex<Option<Contact>>,
 }
 
 impl DataPath {
@@ -303,6 +306,8 @@ impl DataPath {
         for state in states.iter().flat_map(|s| s.borrow().clone().into_values()) {
             *reading.health_ports.entry(state).or_default() += 1;
         }
+        reading.dropped_events = lock(&self.events).dropped();
+        reading.api = lock(&self.contact).as_ref().map(Contact::now);
         reading.resident_bytes = reading::resident_bytes();
         reading
     }

@@ -29,6 +29,7 @@ use tokio::{
 };
 use tracing::{debug, info, warn};
 
+pub use self::contact::{Contact, Contacted};
 use self::{
     answers::AnswersLayer,
     objects::{Objects, Seen},
@@ -42,6 +43,7 @@ use crate::{
 };
 
 mod answers;
+mod contact;
 mod objects;
 mod outage;
 mod pace;
@@ -84,6 +86,7 @@ pub enum ConnectError {
 pub struct Cluster {
     client: Client,
     answers: mpsc::UnboundedReceiver<What>,
+    contact: Contact,
 }
 
 impl Debug for Cluster {
@@ -125,12 +128,21 @@ impl Cluster {
         let builder = ClientBuilder::try_from(config)
             .map_err(|error| ConnectError::Client(Box::new(error)))?;
         let client = builder.with_layer(&AnswersLayer(sender)).build();
-        Ok(Self { client, answers })
+        Ok(Self {
+            client,
+            answers,
+            contact: Contact::default(),
+        })
     }
 
     /// For others who talk to the same server.
     pub(crate) fn client(&self) -> Client {
         self.client.clone()
+    }
+
+    /// Whether the server is reached.
+    pub fn contact(&self) -> Contact {
+        self.contact.clone()
     }
 
     /// Follows what is in `scope` until every receiver is gone.
@@ -215,12 +227,14 @@ async fn follow(cluster: Cluster, scope: Scope, sender: watch::Sender<Arc<Source
     let Cluster {
         client,
         mut answers,
+        contact,
     } = cluster;
     let mut events = events(&client, &scope);
     let node_name = scope.node_name.clone();
     let mut follower = Follower {
         objects: Objects::new(scope),
         outages: Outages::default(),
+        contact,
         node_name,
         missed: false,
     };
@@ -241,7 +255,10 @@ async fn follow(cluster: Cluster, scope: Scope, sender: watch::Sender<Arc<Source
             Some(what) = answers.recv() => follower.answered(what),
             Some((what, item)) = events.next() => {
                 let changed = match item {
-                    Ok(seen) => follower.objects.apply(seen),
+                    Ok(seen) => {
+                        follower.contact.heard();
+                        follower.objects.apply(seen)
+                    }
                     Err(failure) => follower.failed(what, &failure),
                 };
                 if changed {
@@ -255,6 +272,7 @@ async fn follow(cluster: Cluster, scope: Scope, sender: watch::Sender<Arc<Source
 struct Follower {
     objects: Objects,
     outages: Outages,
+    contact: Contact,
     node_name: String,
     /// It was said that there is no Node of our name.
     missed: bool,
@@ -286,6 +304,7 @@ impl Follower {
 
     fn answered(&mut self, what: What) {
         if self.outages.answered(what) {
+            self.contact.found();
             info!("the Kubernetes API is followed again");
         }
     }
@@ -309,6 +328,7 @@ impl Follower {
             }
             return news;
         }
+        self.contact.lost();
         if self.outages.failed(what, &cause) {
             let served = self.objects.is_complete();
             warn!(

@@ -12,14 +12,16 @@ use super::{
 };
 use crate::{
     config::{Config, Switch},
+    events,
     expire::Pass,
-    health::{Bind, Health, Policy, Servers, Wanted},
+    health::{Bind, EVENT_REASON, Health, Policy, Servers, Wanted},
     http::{self, Server},
     metrics::{Causes, Metrics},
     node::{NodeConfig, NodePortAddresses},
     pins::PinDirectory,
-    snapshot::{NodeObject, ObjectName},
+    snapshot::{NodeObject, ObjectName, Subject, SubjectKind},
     source::SourceState,
+    watch::Contact,
 };
 
 /// How long a change may be pending.
@@ -58,15 +60,15 @@ impl Early {
         Ok(Self { health, servers })
     }
 
-    /// Serves the rest, now that there is a data path. `tell` learns of Services whose health-check
-    /// node port cannot be listened on.
+    /// Serves the rest, now that there is a data path. By `events` the cluster learns of health-check
+    /// node ports that cannot be listened on.
     pub(super) fn observe(
         self,
         config: &Config,
         pins: &PinDirectory,
         data_path: &DataPathConfig,
         kube_proxy: bool,
-        tell: impl Fn(&ObjectName, &str) + Send + 'static,
+        (events, contact): (events::Sender, Option<Contact>),
     ) -> Result<Observer, AgentError> {
         let Self {
             health,
@@ -74,6 +76,10 @@ impl Early {
         } = self;
         let metrics = Metrics::open(pins, data_path)
             .map_err(AgentError::kernel("open the maps for the metrics"))?;
+        metrics.follow_events(events.clone());
+        if let Some(contact) = contact {
+            metrics.follow_api(contact);
+        }
         servers.append(&mut metrics.serve(&config.metrics_addresses)?);
         let policy = match config.health_check_node_ports {
             Switch::Off => None,
@@ -86,6 +92,13 @@ impl Early {
                     Duration::ZERO
                 },
             }),
+        };
+        let tell = move |service: &ObjectName, text: &str| {
+            let subject = Subject {
+                kind: SubjectKind::Service,
+                name: service.clone(),
+            };
+            events.send(&subject, EVENT_REASON, text);
         };
         let checks = policy.map(|policy| Servers::start(policy, health.clone(), tell));
         if let Some(checks) = &checks {

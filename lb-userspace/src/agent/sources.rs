@@ -8,13 +8,21 @@ use crate::{
     events,
     manifests::ManifestSource,
     source::{self, Named, Scope},
-    watch::Cluster,
+    watch::{Cluster, Contact},
 };
 
-/// Every source of the configuration as one, and who tells the cluster of what is not served.
-pub(super) async fn open(
-    config: &Config,
-) -> Result<(watch::Receiver<Source>, events::Sender), AgentError> {
+/// What sources there are, as one, and what belongs to them.
+pub(super) struct Sources {
+    /// What they deliver.
+    pub(super) state: watch::Receiver<Source>,
+    /// Tells the cluster of what is not served.
+    pub(super) events: events::Sender,
+    /// Whether the cluster is reached, if it is a source.
+    pub(super) contact: Option<Contact>,
+}
+
+/// Opens every source of the configuration.
+pub(super) async fn open(config: &Config) -> Result<Sources, AgentError> {
     let scope = Scope {
         node_name: config.node_name.clone(),
         service_proxy_name: config.service_proxy_name.clone(),
@@ -25,6 +33,7 @@ pub(super) async fn open(
     };
     // The cluster's objects come first: of duplicates its own are used.
     let client = cluster.as_ref().map(Cluster::client);
+    let contact = cluster.as_ref().map(Cluster::contact);
     let mut sources = Vec::new();
     if let Some(cluster) = cluster {
         sources.push(Named {
@@ -43,5 +52,9 @@ pub(super) async fn open(
         Some(client) => events::start(client, &config.node_name, state.clone()),
         None => events::Sender::default(),
     };
-    Ok((state, events))
+    Ok(Sources {
+        state,
+        events,
+        contact,
+    })
 }

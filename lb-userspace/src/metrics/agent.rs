@@ -33,9 +33,6 @@ pub(super) struct Agent {
     rejected: Family<Label, Gauge>,
     without_local: Family<Label, Gauge>,
     pub(super) source_complete: Gauge,
-    pub(super) source_outage: Gauge<f64, std::sync::atomic::AtomicU64>,
-    pub(super) source_event: Gauge<f64, std::sync::atomic::AtomicU64>,
-    pub(super) events_dropped: Counter,
 }
 
 impl Agent {
@@ -59,9 +56,6 @@ impl Agent {
             rejected: Family::default(),
             without_local: Family::default(),
             source_complete: Gauge::default(),
-            source_outage: Gauge::default(),
-            source_event: Gauge::default(),
-            events_dropped: Counter::default(),
         };
         agent.register(registry);
         agent
@@ -112,12 +106,6 @@ impl Agent {
             "Entries of the flow tables deleted because they were idle; a flow has two",
             &self.expired,
         );
-        counted(
-            "kubernetes_dropped",
-            "events",
-            "Kubernetes Events that were not sent: too many at once, or the API refused them",
-            &self.events_dropped,
-        );
         registry.register_with_unit(
             "table",
             "Operations on the tables",
@@ -140,18 +128,6 @@ impl Agent {
             "source_complete",
             "1 if every source of objects has delivered a complete list, else 0",
             self.source_complete.clone(),
-        );
-        registry.register_with_unit(
-            "source_outage",
-            "For how long the Kubernetes API has not been reached; 0 while it is",
-            Unit::Seconds,
-            self.source_outage.clone(),
-        );
-        registry.register_with_unit(
-            "source_last_event_timestamp",
-            "When a source last delivered anything, in seconds since 1970",
-            Unit::Seconds,
-            self.source_event.clone(),
         );
     }
 

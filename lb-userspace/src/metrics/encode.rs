@@ -4,7 +4,7 @@ use std::fmt;
 
 use lb_common::traffic::{Tally, Traffic};
 use prometheus_client::{
-    encoding::{DescriptorEncoder, EncodeLabelSet, EncodeMetric as _},
+    encoding::{DescriptorEncoder, EncodeGaugeValue, EncodeLabelSet, EncodeMetric as _},
     metrics::{MetricType, counter::ConstCounter, gauge::ConstGauge},
     registry::Unit,
 };
@@ -167,6 +167,11 @@ impl Reading {
             ([("state", label)], ports.unwrap_or_default())
         });
         gauge(out, &HEALTH_CHECKS, ports)?;
+        single_counter(out, &DROPPED_EVENTS, self.dropped_events)?;
+        if let Some(api) = self.api {
+            single(out, &SOURCE_OUTAGE, api.outage.as_secs_f64())?;
+            single(out, &SOURCE_EVENT, api.last_event)?;
+        }
         single(out, &RESIDENT, self.resident_bytes)
     }
 }
@@ -300,6 +305,21 @@ const HEALTH_CHECKS: Metric = Metric {
     unit: "ports",
     help: "Services with a health-check node port, by who listens on it: we, somebody else, nobody.",
 };
+const DROPPED_EVENTS: Metric = Metric {
+    name: "kubernetes_dropped",
+    unit: "events",
+    help: "Kubernetes Events that were not sent: too many at once, or the API refused them.",
+};
+const SOURCE_OUTAGE: Metric = Metric {
+    name: "source_outage",
+    unit: "seconds",
+    help: "For how long the Kubernetes API could not be followed; 0 while it is.",
+};
+const SOURCE_EVENT: Metric = Metric {
+    name: "source_last_event_timestamp",
+    unit: "seconds",
+    help: "When the Kubernetes API last told of an object, in seconds since 1970.",
+};
 const RESIDENT: Metric = Metric {
     name: "agent_resident_memory",
     unit: "bytes",
@@ -335,11 +355,23 @@ fn gauge<S: EncodeLabelSet>(
 }
 
 /// A gauge without labels.
-fn single(out: &mut DescriptorEncoder<'_>, metric: &Metric, value: u64) -> fmt::Result {
+fn single(
+    out: &mut DescriptorEncoder<'_>,
+    metric: &Metric,
+    value: impl EncodeGaugeValue,
+) -> fmt::Result {
     let unit = Unit::Other(metric.unit.into());
     let kind = MetricType::Gauge;
     let out = out.encode_descriptor(metric.name, metric.help, Some(&unit), kind)?;
     ConstGauge::new(value).encode(out)
+}
+
+/// A counter without labels.
+fn single_counter(out: &mut DescriptorEncoder<'_>, metric: &Metric, value: u64) -> fmt::Result {
+    let unit = Unit::Other(metric.unit.into());
+    let kind = MetricType::Counter;
+    let out = out.encode_descriptor(metric.name, metric.help, Some(&unit), kind)?;
+    ConstCounter::new(value).encode(out)
 }
 
 /// Labels out of `namespace/name:port/PROTOCOL/FAMILY`.

@@ -28,6 +28,7 @@ use crate::{
     kernel::Map,
     pins::PinDirectory,
     view::counters::{Count, counters},
+    watch::Contacted,
 };
 
 /// What a scrape tells of the data path.
@@ -44,6 +45,9 @@ pub(super) struct Reading {
     /// Maps that could not be read.
     pub(super) failures: u64,
     pub(super) health_ports: BTreeMap<PortState, u64>,
+    pub(super) dropped_events: u64,
+    /// The way to the Kubernetes API, if it is a source.
+    pub(super) api: Option<Contacted>,
     /// Memory of the agent.
     pub(super) resident_bytes: u64,
 }

@@ -13,6 +13,7 @@ use crate::{
     diff::diff,
     snapshot::{ObjectName, Subject},
     view::{counters::counters, fixture},
+    watch::Contacted,
 };
 
 /// Metrics with no unit: facts, not amounts.
@@ -94,6 +95,11 @@ fn reading() -> Reading {
         ],
         failures: 0,
         health_ports: [(PortState::Serving, 2), (PortState::Elsewhere, 1)].into(),
+        dropped_events: 6,
+        api: Some(Contacted {
+            outage: Duration::from_millis(1_500),
+            last_event: 1_700_000_000.25,
+        }),
         resident_bytes: 12_345_678,
     }
 }
@@ -111,6 +117,8 @@ fn exposition() -> String {
             names: Mutex::default(),
             flows: Mutex::default(),
             health_ports: Mutex::default(),
+            events: Mutex::default(),
+            contact: Mutex::default(),
         }),
     }));
     let without = WithoutLocal {
@@ -146,8 +154,6 @@ fn exposition() -> String {
         rejection("c", None),
     ]);
     metrics.source_complete(true);
-    metrics.outage(Duration::from_millis(1_500), 1_700_000_000.25);
-    metrics.events_dropped(6);
     metrics.text().expect("text")
 }
 
