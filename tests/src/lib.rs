@@ -1,7 +1,8 @@
 //! Fixtures of the tests which need the kernel: packets, programs under test, namespaces.
 //!
 //! The tests themselves are in `tests/`: `packet_*.rs` run single packets through the programs,
-//! `netns_*.rs` run the agent and real clients in network namespaces.
+//! `netns_*.rs` run the agent and real clients in network namespaces, `kubernetes_*.rs` do so in a real
+//! cluster.
 
 #![expect(
     clippy::missing_panics_doc,
@@ -12,6 +13,7 @@ pub mod bench;
 pub mod book;
 pub mod case;
 pub mod flows;
+pub mod kubernetes;
 pub mod netns;
 pub mod network;
 pub mod packet;

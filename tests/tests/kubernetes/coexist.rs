@@ -1,0 +1,59 @@
+//! Sluice and kube-proxy on the same node: each serves its own sources.
+
+use std::{collections::BTreeSet, net::IpAddr};
+
+use lb_tests::kubernetes::{client::Answer, cluster::PATIENCE, objects, say, space::Space};
+
+use crate::take;
+
+/// The addresses only the load balancer of edge1 uses towards backends.
+const SNAT: [&str; 2] = ["10.200.0.111", "2001:db8:200::111"];
+
+#[test]
+fn pods_of_the_edge_node_go_by_kube_proxy_while_clients_go_by_sluice() {
+    let Some(cluster) = take() else { return };
+    let space = Space::new(&cluster, "coexist");
+    space.apply(&objects::pod("local", "edge1"));
+    let vips = space.web("web", 2);
+    space.kubectl("wait --for=condition=Ready pod/local --timeout=60s");
+    let pods: BTreeSet<_> = space.pods("web").into_iter().collect();
+    let own = space.field("pod/local", "{.status.podIPs[*].ip}");
+    let own: Vec<IpAddr> = own
+        .split(' ')
+        .map(|ip| ip.parse().expect("an IP"))
+        .collect();
+
+    let load = space.load(vips);
+    let cluster_ips = space.field("service/web", "{.spec.clusterIPs[*]}");
+    for address in cluster_ips.split(' ') {
+        let host = if address.contains(':') {
+            format!("[{address}]")
+        } else {
+            address.to_owned()
+        };
+        let words = format!("exec local -- /pod-server get -n 20 http://{host}:80/");
+        let printed = space.kubectl(&words);
+        let answers: Vec<_> = printed
+            .lines()
+            .map(|line| Answer::parse(line).expect("an answer"))
+            .collect();
+        assert_eq!(answers.len(), 20, "{printed}");
+        let answered: BTreeSet<_> = answers.iter().map(|answer| answer.pod.clone()).collect();
+        assert_eq!(answered, pods, "{address}");
+        // kube-proxy keeps a pod's address; we would not.
+        assert!(
+            answers.iter().all(|answer| own.contains(&answer.peer.ip())),
+            "{printed}"
+        );
+    }
+    for (server, snat) in vips.at(80).into_iter().zip(SNAT) {
+        for answer in cluster.client().ask_times(server, 20) {
+            let answer = answer.unwrap_or_else(|e| panic!("{server}: {e}"));
+            assert_eq!(answer.peer.ip().to_string(), snat, "{answer:?}");
+        }
+    }
+    load.wait_more(200, PATIENCE);
+    let tally = load.end();
+    say(&format!("clients beside kube-proxy: {tally}"));
+    assert!(tally.failed.is_empty(), "{tally}");
+}
