@@ -229,10 +229,14 @@ impl Lab {
             .unwrap_or_else(|| panic!("no map {name}"))
     }
 
+    /// What the tables hold.
+    pub fn dump(&self) -> TableSet {
+        self.dataplane.dump().expect("the tables can be read")
+    }
+
     /// Brings the tables from what they hold to `wanted`, by the operations of a plan.
     pub fn apply(&mut self, wanted: &TableSet) {
-        let actual = self.dataplane.dump().expect("the tables can be read");
-        for operation in diff(&actual, wanted) {
+        for operation in diff(&self.dump(), wanted) {
             self.dataplane
                 .apply(&operation)
                 .unwrap_or_else(|e| panic!("{operation:?}: {e}"));
