@@ -12,6 +12,7 @@
 pub mod bench;
 pub mod book;
 pub mod case;
+pub mod conformance;
 pub mod flows;
 pub mod kubernetes;
 pub mod netns;

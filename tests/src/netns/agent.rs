@@ -19,8 +19,8 @@ use nix::sys::signal::Signal;
 use super::{Namespace, Process, manifest::ServiceManifest, poll_until, text, world::World};
 use crate::require;
 
-/// How long an agent may take to begin, on a busy machine.
-const PATIENCE: Duration = Duration::from_secs(20);
+/// How long an agent may take to begin, on a busy machine: the kernel checks the programs first.
+const PATIENCE: Duration = Duration::from_mins(1);
 
 /// An agent's files and, while it runs, its process. Everything goes on drop, the data path too.
 #[derive(Debug)]
@@ -29,6 +29,7 @@ pub struct Node<'w> {
     files: tempfile::TempDir,
     pin_root: PathBuf,
     arguments: Vec<String>,
+    name: &'static str,
     process: Option<Process>,
 }
 
@@ -66,6 +67,7 @@ impl<'w> Node<'w> {
             files,
             pin_root,
             arguments,
+            name: "edge",
             process: None,
         };
         // Small tables: several nodes share the machine.
@@ -81,6 +83,23 @@ impl<'w> Node<'w> {
     pub fn with(mut self, argument: &str) -> Self {
         self.arguments.push(argument.into());
         self
+    }
+
+    /// Another name of the node than `edge`.
+    #[must_use]
+    pub fn named(mut self, name: &'static str) -> Self {
+        self.name = name;
+        self
+    }
+
+    /// Replaces the configuration file.
+    pub fn configure(&self, text: &str) {
+        self.file("config.yaml", text);
+    }
+
+    /// The directory of manifests.
+    pub fn manifests(&self) -> PathBuf {
+        self.files.path().join("manifests")
     }
 
     /// `gateway: true`.
@@ -126,7 +145,7 @@ impl<'w> Node<'w> {
         let mut command = self.lb.command(binary("lb-agent"));
         let files = self.files.path();
         command
-            .args(["run", "--node-name", "edge"])
+            .args(["run", "--node-name", self.name])
             .arg("--config")
             .arg(files.join("config.yaml"))
             .arg("--manifests")
@@ -144,12 +163,18 @@ impl<'w> Node<'w> {
 
     /// Starts the agent and waits until everything is attached and `frontends` are served.
     pub fn start(&mut self, frontends: usize) {
-        self.process = Some(Process::spawn(&mut self.command()));
+        self.spawn();
         self.wait_attached();
         self.wait_frontends(frontends);
     }
 
-    fn wait_attached(&mut self) {
+    /// Starts the agent; it dies with the calling thread.
+    pub fn spawn(&mut self) {
+        self.process = Some(Process::spawn(&mut self.command()));
+    }
+
+    /// Waits until everything is attached.
+    pub fn wait_attached(&mut self) {
         let process = self.process.as_mut().expect("a process");
         // The agent says of each interface what it took, once it has it.
         let names = self.arguments.windows(2).filter_map(|pair| match pair {

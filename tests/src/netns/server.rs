@@ -11,7 +11,7 @@ use std::{
     time::Duration,
 };
 
-pub use udp::{Ticks, UdpClient, dns, udp_echo, udp_ticker};
+pub use udp::{Ticks, UdpClient, dns, udp_echo, udp_ticker, udp_whoami};
 
 use super::Namespace;
 
@@ -64,20 +64,19 @@ pub fn http(namespace: &Namespace, name: &str, port: u16) -> Server {
         TcpListener::bind((Ipv6Addr::UNSPECIFIED, port))
             .unwrap_or_else(|e| panic!("listen on port {port}: {e}"))
     });
-    listener.set_nonblocking(true).expect("a listener");
+    // A look now and then whether to stop; many servers share the machine.
+    let socket = socket2::SockRef::from(&listener);
+    socket.set_read_timeout(Some(PATIENCE)).expect("a timeout");
     // The socket keeps the namespace it was made in, whichever thread uses it.
     std::thread::spawn(move || {
         while !stop.load(Ordering::Relaxed) {
-            match listener.accept() {
-                Ok((stream, peer)) => {
-                    let (name, stop) = (name.clone(), Arc::clone(&stop));
-                    requests.fetch_add(1, Ordering::Relaxed);
-                    std::thread::spawn(move || {
-                        // A client that goes away is no matter of the server.
-                        drop(answer(stream, peer, &name, &stop));
-                    });
-                }
-                Err(_) => std::thread::sleep(Duration::from_millis(1)),
+            if let Ok((stream, peer)) = listener.accept() {
+                let (name, stop) = (name.clone(), Arc::clone(&stop));
+                requests.fetch_add(1, Ordering::Relaxed);
+                std::thread::spawn(move || {
+                    // A client that goes away is no matter of the server.
+                    drop(answer(stream, peer, &name, &stop));
+                });
             }
         }
     });

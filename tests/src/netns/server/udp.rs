@@ -20,6 +20,15 @@ pub fn udp_echo(namespace: &Namespace, name: &str, port: u16) -> Server {
     })
 }
 
+/// UDP on both families: answers with `name`, the client's address, and the datagram.
+pub fn udp_whoami(namespace: &Namespace, name: &str, port: u16) -> Server {
+    let name = name.to_string();
+    udp_server(namespace, port, move |_, peer, question| {
+        let head = format!("{name} {} ", peer.ip().to_canonical());
+        Some([head.as_bytes(), question].concat())
+    })
+}
+
 fn udp_server(
     namespace: &Namespace,
     port: u16,
