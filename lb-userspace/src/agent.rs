@@ -284,22 +284,19 @@ impl Agent {
         let node = node_config(&self.config, &view, source.node.as_ref());
         let planned = Arc::clone(&source);
         let bind = self.observer.bind(&node);
-        let (mut draft, news) = self
+        let (draft, news) = self
             .blocking(move |worker| {
-                let mut draft = worker.plan(&planned.snapshot, &node, planned.unread);
-                let mut rejected = planned.rejections.clone();
-                rejected.append(&mut draft.plan.rejected);
-                rejected.sort_unstable();
-                rejected.dedup();
-                (draft, worker.report(rejected))
+                let draft = worker.plan(&planned.snapshot, &node, planned.unread);
+                let news = worker.report(&planned.rejections, &draft.rejected);
+                (draft, news)
             })
             .await?;
         for rejection in &news {
             self.events.reject(rejection);
         }
-        self.observer.drafted(&source, bind, &mut draft);
+        self.observer.drafted(&source, bind, &draft);
         self.reach(&view, &draft).await;
-        let again = !draft.plan.deferred.is_empty() && !draft.ops.is_empty();
+        let again = draft.deferred && !draft.ops.is_empty();
         match self.blocking(move |worker| worker.apply(draft)).await? {
             Ok(()) => {
                 self.failures = 0;
@@ -338,12 +335,11 @@ impl Agent {
     }
 
     async fn reach(&mut self, view: &NetworkView, draft: &Draft) {
-        let local = draft.local_backends();
         let routes = &self.monitor.routes;
         self.interfaces
-            .reach_pods(&self.config, view, routes, &local)
+            .reach_pods(&self.config, view, routes, &draft.local_backends)
             .await;
-        if draft.has_host_backend() {
+        if draft.has_host_backend {
             self.interfaces.reach_host(view);
         }
     }

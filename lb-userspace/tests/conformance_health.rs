@@ -341,6 +341,7 @@ impl Rig {
             .iter()
             .map(|&(service, port, local_ready)| (name(service), HealthCheck { port, local_ready }))
             .collect();
+        let checks = checks.into();
         self.servers.update(Wanted { checks, bind });
     }
 

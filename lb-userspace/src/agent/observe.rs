@@ -1,6 +1,9 @@
 //! What the loop tells of itself: health, metrics, and the Services' own health checks.
 
-use std::time::{Duration, Instant};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use jiff::Timestamp;
 use lb_common::config::Config as DataPathConfig;
@@ -130,13 +133,13 @@ impl Observer {
     }
 
     /// A draft was made of what a source delivered.
-    pub(super) fn drafted(&mut self, source: &SourceState, bind: Bind, draft: &mut Draft) {
+    pub(super) fn drafted(&mut self, source: &SourceState, bind: Bind, draft: &Draft) {
         self.metrics.source_complete(true);
         self.health.node(source.node.as_ref().map(is_eligible));
         self.causes.note(&source.snapshot.slices);
         self.changes_tables = !draft.ops.is_empty();
         self.wanted = Some(Wanted {
-            checks: std::mem::take(&mut draft.plan.health),
+            checks: Arc::clone(&draft.health),
             bind,
         });
     }

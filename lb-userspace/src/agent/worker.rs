@@ -10,19 +10,21 @@ use std::{
     time::{Duration, Instant},
 };
 
-use lb_common::service::backend_flag;
 use tracing::{debug, info, warn};
 
+use self::nearby::Nearby;
 use crate::{
-    dataplane::{Dataplane as _, DataplaneError, TableOp, bpf::BpfDataplane},
+    dataplane::{Dataplane as _, DataplaneError, TableOp, bpf::BpfDataplane, model::write},
     diff::diff,
     expire::InUse,
     metrics::Metrics,
     node::NodeConfig,
-    plan::{Plan, Planner, Quarantine, keep},
-    snapshot::{Rejection, Snapshot},
-    tables::{BackendRecord, TableSet},
+    plan::{HealthCheck, Patch, Plan, Planner, Quarantine, keep},
+    snapshot::{ObjectName, Rejection, Snapshot},
+    tables::TableSet,
 };
+
+mod nearby;
 
 /// After this long, no packet is still on its way to make a flow from tables that changed.
 const SETTLED: Duration = Duration::from_secs(1);
@@ -38,7 +40,11 @@ pub(super) struct Worker {
     quarantine: Quarantine,
     /// When ids were freed: a scan frees only those which were free before it began.
     freed: Freed,
+    /// What the source and the plan said last, and all of it as it was reported.
+    heard: (Vec<Rejection>, Arc<Vec<Rejection>>),
     reported: Vec<Rejection>,
+    /// The backends on this node, those of the last draft.
+    nearby: Nearby,
     /// Service ports an agent before us left, of which no snapshot has told yet.
     unseen: BTreeSet<String>,
     /// When addresses last left the tables, if the filter still has their bits.
@@ -54,33 +60,20 @@ struct Freed {
 /// A plan on its way to the tables.
 #[derive(Debug)]
 pub(super) struct Draft {
-    pub(super) plan: Plan,
     pub(super) ops: Vec<TableOp>,
-    pub(super) planned_in: Duration,
-}
-
-impl Draft {
+    /// What is not served, or only in part. The same list as before is the same allocation.
+    pub(super) rejected: Arc<Vec<Rejection>>,
+    /// As [`Plan::health`], shared in the same way.
+    pub(super) health: Arc<BTreeMap<ObjectName, HealthCheck>>,
+    /// What waits for the room this plan gives back.
+    pub(super) deferred: bool,
     /// Addresses of this node's own pods that are backends.
-    pub(super) fn local_backends(&self) -> BTreeSet<IpAddr> {
-        self.backends()
-            .filter(|b| is(b, backend_flag::LOCAL))
-            .map(|b| b.endpoint.ip())
-            .collect()
-    }
-
-    /// Whether a backend is the node itself.
-    pub(super) fn has_host_backend(&self) -> bool {
-        self.backends()
-            .any(|backend| is(backend, backend_flag::HOST))
-    }
-
-    fn backends(&self) -> impl Iterator<Item = &BackendRecord> {
-        self.plan.tables.backends.values()
-    }
-}
-
-const fn is(backend: &BackendRecord, flag: u16) -> bool {
-    backend.flags & flag != 0
+    pub(super) local_backends: Arc<BTreeSet<IpAddr>>,
+    /// A backend is the node itself.
+    pub(super) has_host_backend: bool,
+    /// The tables it leads to, if everything was planned.
+    tables: Option<TableSet>,
+    planned_in: Duration,
 }
 
 impl Worker {
@@ -99,7 +92,9 @@ impl Worker {
             actual: TableSet::default(),
             quarantine: Quarantine::default(),
             freed: Freed::default(),
+            heard: (Vec::new(), Arc::default()),
             reported: Vec::new(),
+            nearby: Nearby::default(),
             unseen: BTreeSet::new(),
             filter_stale_since: Some(now),
         };
@@ -128,6 +123,7 @@ impl Worker {
             return Ok(false);
         }
         self.actual = found;
+        self.nearby = Nearby::of(&self.actual);
         self.metrics.found(&self.actual);
         // Whoever changed them may have stopped between members and the epoch.
         self.planner.raise_epochs();
@@ -140,24 +136,73 @@ impl Worker {
     /// told of yet stays: the broken manifest may be its own.
     pub(super) fn plan(&mut self, snapshot: &Snapshot, node: &NodeConfig, unread: bool) -> Draft {
         let begun = clock();
-        let mut plan = self
-            .planner
-            .plan(&self.actual, snapshot, node, &self.quarantine);
-        for record in plan.tables.services.values() {
-            self.unseen.remove(&record.name);
-        }
         if !unread {
             self.unseen.clear();
         }
-        if !self.unseen.is_empty() {
-            keep(&self.actual, &mut plan.tables, &self.unseen);
+        let patch = if self.unseen.is_empty() {
+            self.planner
+                .patch(&self.actual, snapshot, node, &self.quarantine)
+        } else {
+            None
+        };
+        match patch {
+            Some(patch) => self.draft(patch, None, false, begun),
+            None => self.plan_everything(snapshot, node, begun),
         }
-        let ops = diff(&self.actual, &plan.tables);
+    }
+
+    fn plan_everything(&mut self, snapshot: &Snapshot, node: &NodeConfig, begun: Instant) -> Draft {
+        let Plan {
+            mut tables,
+            rejected,
+            deferred,
+            health,
+            without_local,
+        } = self
+            .planner
+            .plan(&self.actual, snapshot, node, &self.quarantine);
+        if !self.unseen.is_empty() {
+            for record in tables.services.values() {
+                self.unseen.remove(&record.name);
+            }
+            keep(&self.actual, &mut tables, &self.unseen);
+            // The tables are not those that were planned.
+            self.planner.forget();
+        }
+        let patch = Patch {
+            ops: diff(&self.actual, &tables),
+            rejected: Arc::new(rejected),
+            health: Arc::new(health),
+            without_local,
+        };
+        self.draft(patch, Some(tables), !deferred.is_empty(), begun)
+    }
+
+    fn draft(
+        &mut self,
+        patch: Patch,
+        tables: Option<TableSet>,
+        deferred: bool,
+        begun: Instant,
+    ) -> Draft {
+        for op in &patch.ops {
+            let (id, new) = match op {
+                TableOp::SetBackend(id, new) => (id, Some(new)),
+                TableOp::RemoveBackend(id) => (id, None),
+                _ => continue,
+            };
+            self.nearby.replace(self.actual.backends.get(id), new);
+        }
         let planned_in = begun.elapsed();
-        self.metrics.planned(planned_in, plan.without_local);
+        self.metrics.planned(planned_in, patch.without_local);
         Draft {
-            plan,
-            ops,
+            ops: patch.ops,
+            rejected: patch.rejected,
+            health: patch.health,
+            deferred,
+            local_backends: self.nearby.addresses(),
+            has_host_backend: self.nearby.has_host(),
+            tables,
             planned_in,
         }
     }
@@ -176,33 +221,54 @@ impl Worker {
                 of = draft.ops.len(),
                 "operations failed in the middle"
             );
-            self.resync()?;
-            return Err(error);
+            self.planner.forget();
+            let resynced = self.resync();
+            self.nearby = Nearby::of(&self.actual);
+            return resynced.and(Err(error));
         }
+        let now = clock();
+        if draft.ops.iter().any(forgets_address) {
+            self.filter_stale_since = Some(now);
+        }
+        self.remember_freed(&draft.ops, now);
+        if let Some(tables) = draft.tables {
+            self.actual = tables;
+        } else {
+            for op in &draft.ops {
+                write(&mut self.actual, op);
+            }
+        }
+        self.planner.written();
+        self.metrics.applied(&draft.ops, &self.actual, applied_in);
         if !draft.ops.is_empty() {
             info!(
                 operations = draft.ops.len(),
-                services = draft.plan.tables.services.len(),
-                backends = draft.plan.tables.backends.len(),
-                frontends = draft.plan.tables.frontends.len(),
+                services = self.actual.services.len(),
+                backends = self.actual.backends.len(),
+                frontends = self.actual.frontends.len(),
                 planned_in = ?draft.planned_in,
                 applied_in = ?applied_in,
                 "tables changed"
             );
         }
-        self.metrics
-            .applied(&draft.ops, &draft.plan.tables, applied_in);
-        let now = clock();
-        if draft.ops.iter().any(forgets_address) {
-            self.filter_stale_since = Some(now);
-        }
-        self.remember_freed(&draft.plan.tables, now);
-        self.actual = draft.plan.tables;
         Ok(())
     }
 
-    /// Logs what is not served, when it changed. `rejected` is sorted. Returns what is new.
-    pub(super) fn report(&mut self, rejected: Vec<Rejection>) -> Vec<Rejection> {
+    /// Logs what is not served, when it changed: what the source says, and what the plan says.
+    /// Returns what is new.
+    pub(super) fn report(
+        &mut self,
+        source: &[Rejection],
+        planned: &Arc<Vec<Rejection>>,
+    ) -> Vec<Rejection> {
+        let (heard, from_plan) = &self.heard;
+        if Arc::ptr_eq(from_plan, planned) && heard == source {
+            return Vec::new();
+        }
+        self.heard = (source.to_vec(), Arc::clone(planned));
+        let mut rejected = [source, planned.as_slice()].concat();
+        rejected.sort_unstable();
+        rejected.dedup();
         if rejected == self.reported {
             return Vec::new();
         }
@@ -273,24 +339,28 @@ impl Worker {
         }
     }
 
-    fn remember_freed(&mut self, next: &TableSet, now: Instant) {
-        for id in self
-            .actual
-            .services
-            .keys()
-            .filter(|id| !next.services.contains_key(id))
-        {
-            self.quarantine.services.insert(*id);
-            self.freed.services.insert(*id, now);
-        }
-        for (id, record) in &self.actual.backends {
-            let taken_over = next.backends.get(id);
-            if taken_over.is_none_or(|new| new.incarnation != record.incarnation) {
-                self.quarantine.incarnations.insert(*id, record.incarnation);
-            }
-            if taken_over.is_none() {
-                self.quarantine.backends.insert(*id);
-                self.freed.backends.insert(*id, now);
+    /// Puts what `ops` freed, which were carried out on the tables we know, into quarantine.
+    fn remember_freed(&mut self, ops: &[TableOp], now: Instant) {
+        for op in ops {
+            match op {
+                TableOp::RemoveService(id) => {
+                    self.quarantine.services.insert(*id);
+                    self.freed.services.insert(*id, now);
+                }
+                TableOp::SetBackend(id, new) => {
+                    let old = self.actual.backends.get(id);
+                    if let Some(old) = old.filter(|old| old.incarnation != new.incarnation) {
+                        self.quarantine.incarnations.insert(*id, old.incarnation);
+                    }
+                }
+                TableOp::RemoveBackend(id) => {
+                    if let Some(old) = self.actual.backends.get(id) {
+                        self.quarantine.incarnations.insert(*id, old.incarnation);
+                    }
+                    self.quarantine.backends.insert(*id);
+                    self.freed.backends.insert(*id, now);
+                }
+                _ => {}
             }
         }
     }

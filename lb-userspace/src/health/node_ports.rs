@@ -45,7 +45,7 @@ const RETRY: Duration = Duration::from_secs(5);
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
 pub struct Wanted {
     /// By Service.
-    pub checks: BTreeMap<ObjectName, HealthCheck>,
+    pub checks: Arc<BTreeMap<ObjectName, HealthCheck>>,
     /// On which addresses.
     pub bind: Bind,
 }
@@ -244,7 +244,7 @@ impl Listeners {
     fn count(&mut self, wanted: &Wanted) {
         self.checks
             .retain(|name, _| wanted.checks.contains_key(name));
-        for (name, check) in &wanted.checks {
+        for (name, check) in wanted.checks.iter() {
             let answered = self.checks.entry(name.clone()).or_insert_with(|| {
                 Arc::new(Check {
                     name: name.clone(),
@@ -425,7 +425,7 @@ mod tests {
             ("none", Bind::Addresses(BTreeSet::new()), vec![]),
         ] {
             let wanted = Wanted {
-                checks: checks.clone(),
+                checks: Arc::new(checks.clone()),
                 bind,
             };
             let listeners: Vec<_> = wanted

@@ -327,6 +327,8 @@ fn which_changes_are_planned_apart() {
     }
 }
 
+type Prepare = fn(&mut Planner);
+
 #[test]
 fn a_patch_is_only_made_from_tables_that_were_written() {
     let changed = {
@@ -337,7 +339,6 @@ fn a_patch_is_only_made_from_tables_that_were_written() {
     };
     let quarantine = Quarantine::default();
     let empty = TableSet::default();
-    type Prepare = fn(&mut Planner);
     let cases: [(&str, Prepare, bool); 5] = [
         ("written", Planner::written, true),
         ("not written", |_| {}, false),
