@@ -7,8 +7,9 @@
 //!            wire                              wire, or a pod of this node
 //! ```
 //! One core, generic over the IP family: [`established`], [`embryonic`] and [`select`] decide in this
-//! order, each a step that either knows the packet's flow or leaves it to the next. The programs parse
-//! before and rewrite after.
+//! order, each a step that either knows the packet's flow or leaves it to the next. A new flow is asked
+//! for its [`source`], and [`affinity`] may know its backend. The programs parse before and rewrite
+//! after.
 
 #![no_std]
 #![no_main]

@@ -54,15 +54,7 @@ pub(crate) fn choose<F: Family>(packet: &FlowPacket<F::Flow>, out: &mut F::Entry
     }
     let internal = frontend.flags & frontend_flag::INTERNAL != 0;
     let mut class = 0;
-    let mut local = policy & service_flag::INTERNAL_LOCAL != 0;
-    if !internal {
-        local = policy & service_flag::EXTERNAL_LOCAL != 0;
-        if local {
-            class = source::class::<F>(packet);
-            // As if it had left the cluster and come back by a node that has an endpoint.
-            local = class & (source_class::POD | source_class::NODE) == 0;
-        }
-    }
+    let local = draws_local::<F>(packet, policy, internal, &mut class);
     let mut id = 0;
     let step = select::<F>(packet, frontend.service, service, local, &mut id);
     if step != Step::FORWARD {
@@ -74,26 +66,14 @@ pub(crate) fn choose<F: Family>(packet: &FlowPacket<F::Flow>, out: &mut F::Entry
     if backend.flags & backend_flag::LIVE == 0 {
         return Step::refuse(Reason::BrokenTable);
     }
-    let flags = if backend.address == packet.flow.source() {
-        // Hairpin: an endpoint must not see itself as its client.
-        flag::FULL_NAT
-    } else if backend.flags & backend_flag::HOST != 0 {
-        flag::HOST
-    } else if backend.flags & backend_flag::LOCAL != 0 {
-        flag::LOCAL
-    } else if policy & service_flag::KEEP_SOURCE != 0 {
-        0
-    } else {
-        if internal {
-            class = source::class::<F>(packet);
-        }
-        // The reply to a pod of this node comes back through this node.
-        if class & source_class::LOCAL_POD != 0 {
-            0
-        } else {
-            flag::FULL_NAT
-        }
-    };
+    if internal && policy & service_flag::KEEP_SOURCE == 0 && backend.flags & AT_HOME == 0 {
+        class = source::class::<F>(packet);
+    }
+    let flags = mode(
+        backend.flags,
+        backend.address == packet.flow.source(),
+        policy & service_flag::KEEP_SOURCE != 0 || class & source_class::LOCAL_POD != 0,
+    );
     let written = F::Flow::new(
         packet.flow.source(),
         packet.flow.source_port(),
@@ -110,6 +90,45 @@ pub(crate) fn choose<F: Family>(packet: &FlowPacket<F::Flow>, out: &mut F::Entry
         Step::CHOSEN_KEEPING_SOURCE
     } else {
         Step::CHOSEN
+    }
+}
+
+/// Whether a packet draws from the local set. `class` becomes what its source is, if that matters here.
+#[inline(always)]
+fn draws_local<F: Family>(
+    packet: &FlowPacket<F::Flow>,
+    policy: u32,
+    internal: bool,
+    class: &mut u32,
+) -> bool {
+    if internal {
+        return policy & service_flag::INTERNAL_LOCAL != 0;
+    }
+    if policy & service_flag::EXTERNAL_LOCAL == 0 {
+        return false;
+    }
+    *class = source::class::<F>(packet);
+    // As if it had left the cluster and come back by a node that has an endpoint.
+    *class & (source_class::POD | source_class::NODE) == 0
+}
+
+/// Backends on this node.
+const AT_HOME: u16 = backend_flag::HOST | backend_flag::LOCAL;
+
+/// The mode of a flow, by its bit of [`flag`]. `returns`: a backend elsewhere answers through this node.
+#[inline(always)]
+fn mode(backend: u16, hairpin: bool, returns: bool) -> u32 {
+    if hairpin {
+        // An endpoint must not see itself as its client.
+        flag::FULL_NAT
+    } else if backend & backend_flag::HOST != 0 {
+        flag::HOST
+    } else if backend & backend_flag::LOCAL != 0 {
+        flag::LOCAL
+    } else if returns {
+        0
+    } else {
+        flag::FULL_NAT
     }
 }
 
