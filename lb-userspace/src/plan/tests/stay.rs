@@ -176,9 +176,14 @@ fn order_of_the_input_does_not_matter() {
 
 #[test]
 fn what_could_not_be_read_at_the_start_is_kept() {
+    let restricted = |object: ServiceObject, range: &str| ServiceObject {
+        restricts_sources: true,
+        source_ranges: vec![range.parse().expect("a network")],
+        ..object
+    };
     let both = snapshot(
         [
-            service("a", &["192.0.2.1"], &["80"]),
+            restricted(service("a", &["192.0.2.1"], &["80"]), "10.0.0.0/8"),
             service("b", &["192.0.2.2"], &["80"]),
         ],
         [
@@ -192,7 +197,7 @@ fn what_could_not_be_read_at_the_start_is_kept() {
     let now = snapshot(
         [
             service("b", &["192.0.2.2"], &["80"]),
-            service("c", &["192.0.2.3"], &["80"]),
+            restricted(service("c", &["192.0.2.3"], &["80"]), "10.0.0.0/9"),
         ],
         [
             slice("b_1", &["80"], &["10.1.0.2", "10.1.0.4"]),
@@ -204,6 +209,13 @@ fn what_could_not_be_read_at_the_start_is_kept() {
     keep(&before, &mut after, &[lost].into());
     assert_eq!(after.services.len(), 3);
     assert_eq!(after.services[&1], before.services[&1]);
+    let ranges: Vec<_> = after.source_ranges.iter().collect();
+    let ranges: Vec<_> = ranges.iter().map(|(set, n)| format!("{set} {n}")).collect();
+    assert_eq!(
+        ranges,
+        ["1 10.0.0.0/8", "2 10.0.0.0/9"],
+        "and whom it admits"
+    );
     let kept = |tables: &TableSet| -> Vec<_> {
         let frontends = tables.frontends.iter();
         frontends
