@@ -119,29 +119,9 @@ struct Inner {
 }
 
 impl Metrics {
-    /// Metrics of the data path pinned in `pins`, which runs with `config`.
-    ///
-    /// # Errors
-    ///
-    /// If a map is missing.
-    pub fn open(pins: &PinDirectory, config: &Config) -> io::Result<Self> {
-        Ok(Self::new(Some(Maps::open(pins, config)?)))
-    }
-
-    /// Metrics of the agent alone.
-    pub fn without_data_path() -> Self {
-        Self::new(None)
-    }
-
-    fn new(maps: Option<Maps>) -> Self {
-        let data_path = Arc::new(DataPath {
-            maps,
-            names: Mutex::default(),
-            flows: Mutex::default(),
-            health_ports: Mutex::default(),
-            events: Mutex::default(),
-            contact: Mutex::default(),
-        });
+    /// Metrics of the agent, as yet without a data path.
+    pub fn new() -> Self {
+        let data_path = Arc::new(DataPath::default());
         let mut registry = Registry::with_prefix("sluice");
         let agent = Agent::new(&mut registry);
         registry.register_collector(Box::new(Arc::clone(&data_path)));
@@ -150,6 +130,17 @@ impl Metrics {
             agent,
             data_path,
         }))
+    }
+
+    /// From now on metrics of the data path pinned in `pins` too, which runs with `config`.
+    ///
+    /// # Errors
+    ///
+    /// If a map is missing.
+    pub fn open(&self, pins: &PinDirectory, config: &Config) -> io::Result<()> {
+        let maps = Maps::open(pins, config)?;
+        *lock(&self.0.data_path.maps) = Some(Arc::new(maps));
+        Ok(())
     }
 
     /// The tables are these, whatever was known of them.
@@ -281,10 +272,16 @@ async fn answer(State(metrics): State<Metrics>) -> Response {
     }
 }
 
+impl Default for Metrics {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
 /// What is looked up when somebody asks.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 struct DataPath {
-    maps: Option<Maps>,
+    maps: Mutex<Option<Arc<Maps>>>,
     names: Mutex<Names>,
     flows: Mutex<FlowCounts>,
     health_ports: Mutex<Option<watch::Receiver<BTreeMap<ObjectName, PortState>>>>,
@@ -297,9 +294,8 @@ impl DataPath {
         // Copies, so that nobody who counts waits for a scrape.
         let names = lock(&self.names).clone();
         let flows = lock(&self.flows).clone();
-        let mut reading = self
-            .maps
-            .as_ref()
+        let maps = lock(&self.maps).clone();
+        let mut reading = maps
             .map(|maps| maps.read(&names, &flows))
             .unwrap_or_default();
         let states = lock(&self.health_ports).clone();

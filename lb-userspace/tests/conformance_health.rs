@@ -31,7 +31,7 @@ fn conformance_k01_listeners_follow_the_services() {
     assert!(!connects(LOOPBACK, first), "nothing is wanted yet");
 
     rig.want(&[("a", first, 1), ("b", second, 0)], Bind::All);
-    let answer = rig.answer(first);
+    let answer = check(first);
     assert_eq!(answer.code, 200);
     assert_eq!(
         answer.json(),
@@ -48,14 +48,14 @@ fn conformance_k01_listeners_follow_the_services() {
     );
     assert_eq!(answer.header("content-type"), Some("application/json"));
     assert_eq!(answer.header("x-content-type-options"), Some("nosniff"));
-    assert_eq!(rig.answer(second).code, 503);
+    assert_eq!(check(second).code, 503);
 
     // Counts change without a new listener; Services which have no check are no matter.
     let mut held = TcpStream::connect((LOOPBACK, first)).expect("connect");
     assert_eq!(ask(&mut held, "GET", "/").code, 200);
     rig.want(&[("a", first, 0), ("b", second, 3)], Bind::All);
     until("counts", || {
-        let codes = (rig.answer(first).code, rig.answer(second).code);
+        let codes = (check(first).code, check(second).code);
         codes == (503, 200)
     });
     assert_eq!(ask(&mut held, "GET", "/").code, 503, "the same connection");
@@ -65,12 +65,12 @@ fn conformance_k01_listeners_follow_the_services() {
     until("the new port", || connects(LOOPBACK, third));
     until("the old port is closed", || !connects(LOOPBACK, first));
     assert!(is_closed(&mut held), "connections to the old port end");
-    assert_eq!(rig.answer(third).code, 200);
+    assert_eq!(check(third).code, 200);
 
     // A port moves to another Service.
     rig.want(&[("c", third, 0)], Bind::All);
     until("the port answers for another Service", || {
-        let answer = rig.try_answer(third);
+        let answer = try_check(third);
         answer.is_some_and(|answer| answer.json()["service"]["name"] == "c")
     });
     until("b is gone", || !connects(LOOPBACK, second));
@@ -97,7 +97,7 @@ fn conformance_k01_any_path_and_method_gets_the_same_answer() {
         ("OPTIONS", "/"),
         ("PATCH", "/"),
     ] {
-        let answer = rig.answer_to(port, method, path);
+        let answer = check_with(port, method, path);
         assert_eq!(answer.code, 200, "{method} {path}");
         assert_eq!(answer.json()["localEndpoints"], 2, "{method} {path}");
     }
@@ -108,7 +108,7 @@ fn conformance_k01_one_server_for_both_families() {
     let rig = Rig::new(Policy::default(), EVER);
     let [port] = free_ports();
     rig.want(&[("a", port, 1)], Bind::All);
-    assert_eq!(rig.answer(port).code, 200);
+    assert_eq!(check(port).code, 200);
     if TcpListener::bind((Ipv6Addr::LOCALHOST, 0)).is_ok() {
         assert!(connects(Ipv6Addr::LOCALHOST.into(), port), "IPv6");
     }
@@ -120,7 +120,7 @@ fn conformance_k01_a_taken_port_is_told_and_tried_again() {
     let [taken, free] = free_ports();
     let other = TcpListener::bind((Ipv4Addr::UNSPECIFIED, taken)).expect("a listener");
     rig.want(&[("a", taken, 1), ("b", free, 1)], Bind::All);
-    assert_eq!(rig.answer(free).code, 200, "others are not affected");
+    assert_eq!(check(free).code, 200, "others are not affected");
     let (service, text) = rig.told.recv_timeout(DEADLINE).expect("told");
     assert_eq!(service, name("a"));
     assert!(text.contains(&format!("{taken}")), "{text}");
@@ -128,12 +128,12 @@ fn conformance_k01_a_taken_port_is_told_and_tried_again() {
 
     // Not told again by the next sync; taken when it becomes free.
     rig.want(&[("a", taken, 1), ("b", free, 2)], Bind::All);
-    until("synced", || rig.answer(free).weight() == Some("2"));
+    until("synced", || check(free).weight() == Some("2"));
     assert_eq!(rig.told.try_iter().count(), 0, "told once");
     drop(other);
     rig.want(&[("a", taken, 1), ("b", free, 3)], Bind::All);
     rig.until_state("a", PortState::Serving);
-    assert_eq!(rig.answer(taken).code, 200);
+    assert_eq!(check(taken).code, 200);
 }
 
 #[test]
@@ -151,7 +151,7 @@ fn conformance_k01_a_port_of_another_proxy_is_left_until_it_is_free() {
     drop(other);
     // By itself, without a change.
     rig.until_state("a", PortState::Serving);
-    assert_eq!(rig.answer(port).code, 200);
+    assert_eq!(check(port).code, 200);
 }
 
 #[test]
@@ -159,17 +159,15 @@ fn conformance_k02_an_unhealthy_proxy_fails_the_check() {
     let rig = Rig::new(Policy::default(), Duration::ZERO);
     let [port] = free_ports();
     rig.want(&[("a", port, 1)], Bind::All);
-    assert_eq!(rig.answer(port).code, 200);
+    assert_eq!(check(port).code, 200);
     rig.health.changed();
-    until("the change is pending too long", || {
-        rig.answer(port).code == 503
-    });
-    let answer = rig.answer(port);
+    until("the change is pending too long", || check(port).code == 503);
+    let answer = check(port);
     assert_eq!(answer.json()["serviceProxyHealthy"], false);
     assert_eq!(answer.json()["localEndpoints"], 1);
     assert_eq!(answer.weight(), Some("1"));
     rig.health.applied();
-    assert_eq!(rig.answer(port).code, 200);
+    assert_eq!(check(port).code, 200);
 }
 
 #[test]
@@ -179,7 +177,7 @@ fn conformance_k03_the_weight_is_the_count() {
     for count in [0, 1, 17] {
         rig.want(&[("a", port, count)], Bind::All);
         until("the count", || {
-            let answer = rig.answer(port);
+            let answer = check(port);
             answer.weight() == Some(&count.to_string())
                 && answer.json()["localEndpoints"] == count
                 && answer.code == if count == 0 { 503 } else { 200 }
@@ -273,7 +271,7 @@ fn conformance_k06_an_ineligible_node_fails_healthz_alone() {
         let livez = get(own.address(), "/livez");
         assert_eq!(livez.code, 200, "{what}");
         assert_eq!(livez.json().get("nodeEligible"), None, "{what}");
-        assert_eq!(rig.answer(port).code, 200, "{what}: node ports");
+        assert_eq!(check(port).code, 200, "{what}: node ports");
     }
 }
 
@@ -341,25 +339,10 @@ impl Rig {
             .iter()
             .map(|&(service, port, local_ready)| (name(service), HealthCheck { port, local_ready }))
             .collect();
-        let checks = checks.into();
-        self.servers.update(Wanted { checks, bind });
-    }
-
-    fn answer(&self, port: u16) -> Answer {
-        self.answer_to(port, "GET", "/healthz")
-    }
-
-    /// Nothing, if the listener closes meanwhile.
-    fn try_answer(&self, port: u16) -> Option<Answer> {
-        let mut stream = TcpStream::connect((LOOPBACK, port)).ok()?;
-        try_ask(&mut stream, "GET", "/healthz").ok()
-    }
-
-    /// Waits for the listener.
-    fn answer_to(&self, port: u16, method: &str, path: &str) -> Answer {
-        until("a listener", || connects(LOOPBACK, port));
-        let mut stream = TcpStream::connect((LOOPBACK, port)).expect("connect");
-        ask(&mut stream, method, path)
+        self.servers.update(Wanted {
+            checks: checks.into(),
+            bind,
+        });
     }
 
     fn until_state(&self, service: &str, state: PortState) {
@@ -375,6 +358,23 @@ impl Rig {
         let address = SocketAddr::new(LOOPBACK, 0);
         Server::start(address, self.health.router()).expect("a server")
     }
+}
+
+/// Waits for the listener.
+fn check(port: u16) -> Answer {
+    check_with(port, "GET", "/healthz")
+}
+
+fn check_with(port: u16, method: &str, path: &str) -> Answer {
+    until("a listener", || connects(LOOPBACK, port));
+    let mut stream = TcpStream::connect((LOOPBACK, port)).expect("connect");
+    ask(&mut stream, method, path)
+}
+
+/// Nothing, if the listener closes meanwhile.
+fn try_check(port: u16) -> Option<Answer> {
+    let mut stream = TcpStream::connect((LOOPBACK, port)).ok()?;
+    try_ask(&mut stream, "GET", "/healthz").ok()
 }
 
 struct Answer {

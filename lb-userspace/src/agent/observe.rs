@@ -46,24 +46,32 @@ pub(super) struct Observer {
     _servers: Vec<Server>,
 }
 
-/// `/livez`, `/healthz` and `/readyz`, from the agent's first moment.
+/// Health and metrics from the agent's first moment: who asks gets an answer, and a taken address is
+/// told before anything is changed.
 pub(super) struct Early {
     health: Health,
+    metrics: Metrics,
     servers: Vec<Server>,
 }
 
 impl Early {
-    /// Serves `healthAddress`.
+    /// Serves `healthAddress` and `metricsAddress`.
     pub(super) fn serve(config: &Config) -> Result<Self, AgentError> {
         if let Err(error) = http::raise_descriptor_limit() {
             warn!(%error, "the limit of open files stays as it is");
         }
         let health = Health::new(TIMEOUT);
-        let servers = health.serve(&config.health_addresses)?;
-        Ok(Self { health, servers })
+        let metrics = Metrics::new();
+        let mut servers = health.serve(&config.health_addresses)?;
+        servers.append(&mut metrics.serve(&config.metrics_addresses)?);
+        Ok(Self {
+            health,
+            metrics,
+            servers,
+        })
     }
 
-    /// Serves the rest, now that there is a data path. By `events` the cluster learns of health-check
+    /// Observes, now that there is a data path. By `events` the cluster learns of health-check
     /// node ports that cannot be listened on.
     pub(super) fn observe(
         self,
@@ -75,15 +83,16 @@ impl Early {
     ) -> Result<Observer, AgentError> {
         let Self {
             health,
-            mut servers,
+            metrics,
+            servers,
         } = self;
-        let metrics = Metrics::open(pins, data_path)
+        metrics
+            .open(pins, data_path)
             .map_err(AgentError::kernel("open the maps for the metrics"))?;
         metrics.follow_events(events.clone());
         if let Some(contact) = contact {
             metrics.follow_api(contact);
         }
-        servers.append(&mut metrics.serve(&config.metrics_addresses)?);
         let policy = match config.health_check_node_ports {
             Switch::Off => None,
             Switch::On => Some(Policy::default()),

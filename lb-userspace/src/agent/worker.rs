@@ -272,6 +272,7 @@ impl Worker {
         if rejected == self.reported {
             return Vec::new();
         }
+        self.metrics.rejected(&rejected);
         let is_in = |list: &[Rejection], r: &Rejection| list.binary_search(r).is_ok();
         let news = rejected.iter().filter(|r| !is_in(&self.reported, r));
         let news: Vec<_> = news.cloned().collect();

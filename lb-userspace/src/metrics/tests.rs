@@ -112,14 +112,7 @@ fn exposition() -> String {
     let metrics = Metrics(Arc::new(Inner {
         registry,
         agent,
-        data_path: Arc::new(DataPath {
-            maps: None,
-            names: Mutex::default(),
-            flows: Mutex::default(),
-            health_ports: Mutex::default(),
-            events: Mutex::default(),
-            contact: Mutex::default(),
-        }),
+        data_path: Arc::default(),
     }));
     let without = WithoutLocal {
         internal: 1,
