@@ -65,6 +65,9 @@ pub struct Quarantine {
     /// Last incarnation of backend ids which were used before and are free or in quarantine. An id
     /// that is not here starts at 1.
     pub incarnations: BTreeMap<u32, u32>,
+    /// Extents given back which a program may still be reading: first element and elements. Writing
+    /// there has to wait, so that they are used when nothing else is free.
+    pub extents: BTreeMap<u32, u32>,
 }
 
 /// Decides the tables for `snapshot`. Equal inputs give equal plans.
@@ -158,7 +161,7 @@ impl Planner {
         let drafted = drafts.iter().map(|draft| draft.ports.len()).sum();
         let admitted = admit::admit(drafts, previous, node, quarantine, &mut rejected);
         let (mut tables, deferred) =
-            publish::publish(&admitted, previous, node, self, &mut rejected);
+            publish::publish(&admitted, previous, quarantine, node, self, &mut rejected);
         tables.source_classes = classes::classes(snapshot, node, &mut rejected);
         health::forget_unserved(&mut health, &wanted, &tables);
         self.raise_epochs = false;

@@ -139,6 +139,9 @@ impl Worker {
         if !unread {
             self.unseen.clear();
         }
+        self.quarantine
+            .extents
+            .clone_from(self.dataplane.unsettled());
         let patch = if self.unseen.is_empty() {
             self.planner
                 .patch(&self.actual, snapshot, node, &self.quarantine)

@@ -67,7 +67,7 @@ impl BpfDataplane {
         let mut opened = Self {
             maps: Maps::open(directory)?,
             extents: BTreeMap::new(),
-            freed: Freed::Unknown,
+            freed: Freed::unknown(),
         };
         let tables = opened.dump()?;
         opened.extents = tables
@@ -97,6 +97,7 @@ impl BpfDataplane {
                 done += 1;
             }
         }
+        self.freed.settle();
         Ok(())
     }
 

@@ -58,6 +58,25 @@ impl Arena {
         Some(element)
     }
 
+    /// Takes these very elements, if all of them are free.
+    pub(super) fn reserve(&mut self, element: u32, size: u32) -> bool {
+        let Some((&start, &length)) = self.free.range(..=element).next_back() else {
+            return false;
+        };
+        let (end, used) = (start + length, element.saturating_add(size));
+        if used > end {
+            return false;
+        }
+        self.free.remove(&start);
+        if element > start {
+            self.free.insert(start, element - start);
+        }
+        if end > used {
+            self.free.insert(used, end - used);
+        }
+        true
+    }
+
     /// Gives elements back that were taken. They are free from now on.
     pub(super) fn give_back(&mut self, element: u32, size: u32) {
         let (mut start, mut end) = (element, element + size);
@@ -100,6 +119,15 @@ mod tests {
         let whole = Arena::new(64, used[..1].iter().copied());
         assert_eq!(arena.free, whole.free);
         assert_eq!((arena.take(32), arena.take(16)), (Some(32), Some(16)));
+    }
+
+    #[test]
+    fn what_is_reserved_is_not_taken() {
+        let mut arena = Arena::new(64, [(0, 16)].into_iter());
+        let reserved = [(0, 4), (16, 4), (16, 4), (56, 16), (24, 4), (60, 4)];
+        let reserved = reserved.map(|(element, size)| arena.reserve(element, size));
+        assert_eq!(reserved, [false, true, false, false, true, true]);
+        assert_eq!((arena.take(4), arena.take(16)), (Some(20), Some(32)));
     }
 
     #[test]

@@ -63,6 +63,7 @@ impl Memory {
         snapshot: &Snapshot,
         quarantine: &Quarantine,
     ) -> Option<Patch> {
+        self.withhold(&quarantine.extents);
         let touched = self.touched(snapshot)?;
         let mut said = (Vec::new(), Vec::new());
         let mut changes = Vec::new();

@@ -9,7 +9,7 @@ use std::{
 use lb_common::service::{Selection, address_role};
 
 use super::{
-    Planner,
+    Planner, Quarantine,
     admit::{Admitted, Numbered},
     arena::Arena,
     draft::PortDraft,
@@ -35,12 +35,19 @@ pub(super) type Backends = Vec<(SocketAddr, u32)>;
 pub(super) fn publish(
     admitted: &Admitted,
     previous: &TableSet,
+    quarantine: &Quarantine,
     node: &NodeConfig,
     planner: &mut Planner,
     rejected: &mut Vec<Rejection>,
 ) -> (TableSet, Vec<String>) {
     let wanted = build(admitted, &mut planner.tables);
-    let placed = place(admitted, &wanted, previous, node.sizes.slots);
+    let placed = place(
+        admitted,
+        &wanted,
+        previous,
+        &quarantine.extents,
+        node.sizes.slots,
+    );
     let mut tables = TableSet {
         backends: admitted.backends.clone(),
         addresses: admitted.addresses.clone(),
@@ -172,6 +179,7 @@ fn place(
     admitted: &Admitted,
     wanted: &[[Arc<[u32]>; 2]],
     previous: &TableSet,
+    quarantine: &BTreeMap<u32, u32>,
     capacity: u32,
 ) -> Vec<[Option<Selection>; 2]> {
     // Equal tables are one allocation, see `build`.
@@ -200,6 +208,11 @@ fn place(
     let occupied = previous.extents.iter();
     let occupied = occupied.map(|(&element, table)| (element, maglev::elements(length(table))));
     let mut arena = Arena::new(capacity, occupied);
+    let mut withheld: Vec<_> = quarantine
+        .iter()
+        .map(|(&element, &size)| (element, size))
+        .filter(|&(element, size)| arena.reserve(element, size))
+        .collect();
     for ((_, tables), placed) in all().zip(&mut placed) {
         for (table, placed) in tables.iter().zip(placed) {
             if placed.is_some() {
@@ -207,7 +220,13 @@ fn place(
             }
             let length = length(table);
             let element = shared.get(&identity(table)).copied();
-            let element = element.or_else(|| arena.take(maglev::elements(length)));
+            let size = maglev::elements(length);
+            let element = element.or_else(|| arena.take(size)).or_else(|| {
+                for (element, size) in withheld.drain(..) {
+                    arena.give_back(element, size);
+                }
+                arena.take(size)
+            });
             if let Some(element) = element {
                 shared.insert(identity(table), element);
                 *placed = Some(Selection { element, length });

@@ -48,6 +48,8 @@ pub(in crate::plan) struct Memory {
     pub(super) backends: HashMap<SocketAddr, SharedBackend>,
     pub(super) extents: HashMap<Backends, SharedExtent>,
     pub(super) arena: Arena,
+    /// Extents in quarantine, taken from the arena.
+    pub(super) withheld: BTreeMap<u32, u32>,
     /// How many service ports declare each.
     pub(super) gateway_endpoints: HashMap<FrontendId, usize>,
     pub(super) frontends_of: BTreeMap<Family, usize>,
@@ -113,6 +115,7 @@ impl Memory {
             backends: HashMap::with_capacity(tables.backends.len()),
             extents: HashMap::with_capacity(tables.extents.len()),
             arena: Arena::new(node.sizes.slots, occupied),
+            withheld: BTreeMap::new(),
             gateway_endpoints: HashMap::new(),
             frontends_of: BTreeMap::new(),
             own_roles: own_roles(node),
@@ -136,6 +139,25 @@ impl Memory {
         }
         memory.count(admitted, tables, cache)?;
         Some(memory)
+    }
+
+    /// Takes the extents in quarantine from the arena, and gives those back that are not any more.
+    pub(super) fn withhold(&mut self, quarantine: &BTreeMap<u32, u32>) {
+        if self.withheld == *quarantine {
+            return;
+        }
+        self.withheld.retain(|element, size| {
+            let stays = quarantine.get(element) == Some(size);
+            if !stays {
+                self.arena.give_back(*element, *size);
+            }
+            stays
+        });
+        for (&element, &size) in quarantine {
+            if !self.withheld.contains_key(&element) && self.arena.reserve(element, size) {
+                self.withheld.insert(element, size);
+            }
+        }
     }
 
     /// Counts what service ports share.

@@ -9,6 +9,7 @@ use crate::{
         diff,
         tests::{any_node, any_snapshot},
     },
+    maglev,
     node::NodeConfig,
     plan::{
         Planner, Quarantine,
@@ -67,6 +68,17 @@ impl Agent {
                 self.quarantine.services.insert(*id);
             }
         }
+        for (element, table) in &self.tables.extents {
+            if !next.extents.contains_key(element) {
+                let size = maglev::elements(u32::try_from(table.len()).expect("a length"));
+                self.quarantine.extents.insert(*element, size);
+            }
+        }
+        let written = |element: &u32| next.extents.contains_key(element);
+        // Whoever writes where readers may be waits for all of them.
+        if self.quarantine.extents.keys().any(written) {
+            self.quarantine.extents.clear();
+        }
         for (id, record) in &self.tables.backends {
             let taken_over = next.backends.get(id);
             if taken_over.is_none_or(|new| new.incarnation != record.incarnation) {
@@ -81,6 +93,7 @@ impl Agent {
     fn release(&mut self) {
         self.quarantine.services.clear();
         self.quarantine.backends.clear();
+        self.quarantine.extents.clear();
     }
 }
 

@@ -63,6 +63,7 @@ fn ids_in_use_or_in_quarantine_are_not_handed_out() {
         services: [2].into(),
         backends: [3, 4].into(),
         incarnations: [(5, 7)].into(),
+        ..Quarantine::default()
     };
     let second = plan(&first, &other(), &node(), &quarantine).tables;
     assert_eq!(second.services.keys().copied().collect::<Vec<_>>(), [3]);
