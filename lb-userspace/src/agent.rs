@@ -8,13 +8,7 @@
 //! Nothing is changed before every source has delivered its first complete list. When the agent
 //! ends, the data path stays: tables, programs and links are pinned.
 
-use std::{
-    collections::BTreeSet,
-    net::IpAddr,
-    path::Path,
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::{path::Path, sync::Arc, time::Duration};
 
 use lb_common::names;
 use tokio::{
@@ -28,6 +22,7 @@ use tracing::{error, info, warn};
 pub use self::error::AgentError;
 
 use self::{
+    flows::Gone,
     interfaces::{Interfaces, chain},
     observe::{Early, Observer},
     settings::{backoff, data_path_config, node_config, snat_policy},
@@ -41,7 +36,7 @@ use crate::{
     dataplane::bpf::BpfDataplane,
     devices::{self, Monitor, NetworkView},
     events,
-    expire::{Expiry, IdleTicks, Pass},
+    expire::{Expiry, IdleTicks},
     pins::{self, LoadOptions, PinError},
     preflight,
     refusals::Refusals,
@@ -49,6 +44,7 @@ use crate::{
 };
 
 mod error;
+mod flows;
 mod interfaces;
 mod observe;
 mod settings;
@@ -210,7 +206,7 @@ impl Agent {
         expiry.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut refusals = interval_at(now + REFUSALS, REFUSALS);
         refusals.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let mut expiring: Option<JoinHandle<(Expiry, Instant, std::io::Result<Pass>)>> = None;
+        let mut expiring: Option<JoinHandle<Gone>> = None;
         let mut retry: Option<tokio::time::Instant> = None;
         let mut stale = true;
         loop {
@@ -359,43 +355,6 @@ impl Agent {
         Ok(())
     }
 
-    fn expire(&mut self) -> Option<JoinHandle<(Expiry, Instant, std::io::Result<Pass>)>> {
-        let mut expiry = self.expiry.take()?;
-        Some(tokio::task::spawn_blocking(move || {
-            let began = clock();
-            let result = expiry.pass();
-            (expiry, began, result)
-        }))
-    }
-
-    fn expired(&mut self, done: Option<(Expiry, Instant, std::io::Result<Pass>)>) {
-        let Some((expiry, began, result)) = done else {
-            error!("the task that expires flows is gone");
-            return;
-        };
-        self.expiry = Some(expiry);
-        match result {
-            Ok(pass) => {
-                self.observer.expired(&pass, began);
-                if pass.condemned + pass.deleted > 0 {
-                    let Pass {
-                        halves,
-                        condemned,
-                        deleted,
-                        ..
-                    } = pass;
-                    info!(halves, condemned, deleted, "idle flows");
-                }
-                let own = self.own_addresses();
-                if let Some(worker) = &mut self.worker {
-                    worker.release(&pass.in_use, began);
-                    worker.sweep_filter(&pass.in_use, &own, began);
-                }
-            }
-            Err(error) => warn!(%error, "look at the flows"),
-        }
-    }
-
     /// Lends the worker to a blocking thread.
     async fn blocking<T: Send + 'static>(
         &mut self,
@@ -413,21 +372,6 @@ impl Agent {
         let (worker, result) = task.await?;
         self.worker = Some(worker);
         Ok(result)
-    }
-
-    /// Addresses that may serve for SNAT: errors about our packets come to them from anywhere.
-    fn own_addresses(&self) -> BTreeSet<IpAddr> {
-        let view = self.monitor.view.borrow();
-        let network = &view.network;
-        let primary = network.links().keys().flat_map(|index| {
-            let (v4, v6) = network.primary(*index);
-            v4.into_iter().chain(v6)
-        });
-        let told = view.snat.iter().flat_map(|policy| &policy.addresses);
-        primary
-            .chain(told.copied())
-            .chain(self.config.snat_addresses.iter().copied())
-            .collect()
     }
 
     fn view(&self) -> Arc<NetworkView> {
