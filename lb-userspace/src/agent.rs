@@ -125,6 +125,8 @@ struct Agent {
     interfaces: Interfaces,
     /// The tables were filled and the programs attached.
     attached: bool,
+    /// State of the network whose devices were followed.
+    followed: u64,
     /// `None` while a blocking thread has it.
     worker: Option<Worker>,
     expiry: Option<Expiry>,
@@ -190,6 +192,7 @@ impl Agent {
             monitor,
             interfaces,
             attached: false,
+            followed: 0,
             worker: Some(worker),
             expiry: Some(expiry),
             refusals,
@@ -231,10 +234,6 @@ impl Agent {
                     if changed.is_err() {
                         return Err((&mut self.monitor.task).await?.into());
                     }
-                    let view = self.view();
-                    if self.attached {
-                        self.interfaces.follow(&self.config, &view);
-                    }
                     stale = true;
                 }
                 () = retrying => stale = true,
@@ -261,10 +260,15 @@ impl Agent {
             self.observer.incomplete();
             return Ok(None);
         }
+        self.follow_devices();
         let retry = self.reconcile(source).await?;
-        if !self.attached {
+        if self.attached {
+            // They may have moved meanwhile.
+            self.follow_devices();
+        } else {
             let view = self.view();
             self.interfaces.start(&self.config, &view)?;
+            self.followed = view.moved;
             self.attached = true;
             self.observer.attached();
         }
@@ -328,6 +332,15 @@ impl Agent {
             return Err((&mut self.monitor.task).await?.into());
         }
         Ok(Arc::clone(&self.monitor.view.borrow_and_update()))
+    }
+
+    /// Attaches to devices that came and forgets those that went.
+    fn follow_devices(&mut self) {
+        let view = self.view();
+        if self.attached && self.followed != view.moved {
+            self.followed = view.moved;
+            self.interfaces.follow(&self.config, &view);
+        }
     }
 
     async fn reach(&mut self, view: &NetworkView, draft: &Draft) {
