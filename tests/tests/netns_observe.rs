@@ -21,6 +21,64 @@ const HEALTH: &str = "http://127.0.0.1:10356";
 const METRICS: &str = "http://127.0.0.1:10350";
 const CHECK_PORT: u16 = 31_999;
 
+/// What two downloads leave in the metrics: name, labels, and the least their sum may be.
+const UNDER_TRAFFIC: &[(&str, &str, f64)] = &[
+    (
+        "sluice_service_packets_total",
+        "family=\"IPv4\",direction=\"forward\"",
+        3.0,
+    ),
+    (
+        "sluice_service_packets_total",
+        "family=\"IPv6\",direction=\"reply\"",
+        3.0,
+    ),
+    ("sluice_service_bytes_total", "direction=\"reply\"", 1_000.0),
+    ("sluice_service_new_flows_total", "port=\"tcp-80\"", 2.0),
+    (
+        "sluice_backend_packets_total",
+        "address=\"10.0.0.11\",port=\"8080\"",
+        6.0,
+    ),
+    (
+        "sluice_backend_active_flows",
+        "address=\"2001:db8:a::11\"",
+        1.0,
+    ),
+    (
+        "sluice_flow_table_entries",
+        "family=\"IPv4\",protocol=\"TCP\"",
+        2.0,
+    ),
+    (
+        "sluice_flow_table_capacity_entries",
+        "family=\"IPv4\"",
+        16_384.0,
+    ),
+    ("sluice_snat_flows", "address=\"10.0.0.100\"", 1.0),
+    (
+        "sluice_snat_busiest_backend_ports",
+        "address=\"2001:db8:a::64\"",
+        1.0,
+    ),
+    (
+        "sluice_snat_capacity_ports",
+        "address=\"10.0.0.100\"",
+        64_512.0,
+    ),
+    ("sluice_map_entries", "map=\"frontends_v4\"", 1.0),
+    ("sluice_map_entries", "map=\"next_hop_index\"", 1.0),
+    (
+        "sluice_table_operations_total",
+        "operation=\"set_service\"",
+        2.0,
+    ),
+    ("sluice_apply_duration_seconds_count", "", 1.0),
+    ("sluice_event_packets_total", "event=\"flow_created\"", 2.0),
+    ("sluice_agent_resident_memory_bytes", "", 1_000_000.0),
+    ("sluice_source_complete", "", 1.0),
+];
+
 fn web() -> ServiceManifest {
     service("web").vip(VIP4).vip(VIP6).tcp(80, 8080)
 }
@@ -100,65 +158,10 @@ fn health_and_metrics_of_a_running_agent() {
         let active = metric(&metrics, "sluice_service_active_flows", "service=\"web\"");
         (active == Some(2.0)).then_some(metrics)
     });
-    for (name, labels, least) in [
-        (
-            "sluice_service_packets_total",
-            "family=\"IPv4\",direction=\"forward\"",
-            3.0,
-        ),
-        (
-            "sluice_service_packets_total",
-            "family=\"IPv6\",direction=\"reply\"",
-            3.0,
-        ),
-        ("sluice_service_bytes_total", "direction=\"reply\"", 1_000.0),
-        ("sluice_service_new_flows_total", "port=\"tcp-80\"", 2.0),
-        (
-            "sluice_backend_packets_total",
-            "address=\"10.0.0.11\",port=\"8080\"",
-            6.0,
-        ),
-        (
-            "sluice_backend_active_flows",
-            "address=\"2001:db8:a::11\"",
-            1.0,
-        ),
-        (
-            "sluice_flow_table_entries",
-            "family=\"IPv4\",protocol=\"TCP\"",
-            2.0,
-        ),
-        (
-            "sluice_flow_table_capacity_entries",
-            "family=\"IPv4\"",
-            16_384.0,
-        ),
-        ("sluice_snat_flows", "address=\"10.0.0.100\"", 1.0),
-        (
-            "sluice_snat_busiest_backend_ports",
-            "address=\"2001:db8:a::64\"",
-            1.0,
-        ),
-        (
-            "sluice_snat_capacity_ports",
-            "address=\"10.0.0.100\"",
-            64_512.0,
-        ),
-        ("sluice_map_entries", "map=\"frontends_v4\"", 1.0),
-        ("sluice_map_entries", "map=\"next_hop_index\"", 1.0),
-        (
-            "sluice_table_operations_total",
-            "operation=\"set_service\"",
-            2.0,
-        ),
-        ("sluice_apply_duration_seconds_count", "", 1.0),
-        ("sluice_event_packets_total", "event=\"flow_created\"", 2.0),
-        ("sluice_agent_resident_memory_bytes", "", 1_000_000.0),
-        ("sluice_source_complete", "", 1.0),
-    ] {
+    for (name, labels, least) in UNDER_TRAFFIC {
         let value = metric(&metrics, name, labels);
         assert!(
-            value.is_some_and(|value| value >= least),
+            value.is_some_and(|value| value >= *least),
             "{name}{{{labels}}}: {value:?}"
         );
     }
