@@ -22,6 +22,7 @@ pub use self::{
 };
 use crate::http::{self, ListenError, Server};
 
+mod check;
 mod node_ports;
 mod status;
 

@@ -7,20 +7,10 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     io,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
-    sync::{
-        Arc,
-        atomic::{AtomicUsize, Ordering},
-    },
+    sync::Arc,
     time::Duration,
 };
 
-use axum::{
-    Router,
-    extract::State,
-    http::{HeaderName, HeaderValue},
-    response::Response,
-};
-use serde::Serialize;
 use tokio::{
     sync::watch,
     task::JoinHandle,
@@ -28,12 +18,11 @@ use tokio::{
 };
 use tracing::{info, warn};
 
-use super::{Health, code};
-use crate::{
-    http::{self, Server},
-    plan::HealthCheck,
-    snapshot::ObjectName,
+use super::{
+    Health,
+    check::{self, Check},
 };
+use crate::{http::Server, plan::HealthCheck, snapshot::ObjectName};
 
 /// Reason of the Event that tells of a port which cannot be listened on.
 pub const EVENT_REASON: &str = "FailedToStartServiceHealthcheck";
@@ -154,14 +143,6 @@ impl Wanted {
 /// A Service and one of the addresses its health check is served on.
 type Listener = (ObjectName, SocketAddr);
 
-/// What a listener answers from.
-#[derive(Debug)]
-struct Check {
-    name: ObjectName,
-    local_ready: AtomicUsize,
-    health: Health,
-}
-
 type Tell = Box<dyn Fn(&ObjectName, &str) + Send>;
 
 struct Listeners {
@@ -245,16 +226,11 @@ impl Listeners {
         self.checks
             .retain(|name, _| wanted.checks.contains_key(name));
         for (name, check) in wanted.checks.iter() {
-            let answered = self.checks.entry(name.clone()).or_insert_with(|| {
-                Arc::new(Check {
-                    name: name.clone(),
-                    local_ready: AtomicUsize::new(0),
-                    health: self.health.clone(),
-                })
-            });
-            answered
-                .local_ready
-                .store(check.local_ready, Ordering::Relaxed);
+            let answered = self
+                .checks
+                .entry(name.clone())
+                .or_insert_with(|| Arc::new(Check::new(name.clone(), self.health.clone())));
+            answered.count(check.local_ready);
         }
     }
 
@@ -334,7 +310,7 @@ fn is_taken(error: &io::Error) -> bool {
 }
 
 fn listen(address: SocketAddr, check: &Arc<Check>) -> io::Result<Server> {
-    let router = || Router::new().fallback(answer).with_state(Arc::clone(check));
+    let router = || check::router(Arc::clone(check));
     match Server::start(address, router()) {
         // A kernel without IPv6.
         Err(error)
@@ -349,44 +325,6 @@ fn listen(address: SocketAddr, check: &Arc<Check>) -> io::Result<Server> {
         }
         other => other,
     }
-}
-
-/// The answer, whatever was asked. Whether the node is eligible is no matter here: the autoscaler's
-/// mark drains by `/healthz`, and a Service with local endpoints has to be drained by these.
-async fn answer(State(check): State<Arc<Check>>) -> Response {
-    let local_endpoints = check.local_ready.load(Ordering::Relaxed);
-    let service_proxy_healthy = check.health.is_live();
-    let body = Body {
-        service: ServiceName {
-            namespace: &check.name.namespace,
-            name: &check.name.name,
-        },
-        local_endpoints,
-        service_proxy_healthy,
-    };
-    let healthy = local_endpoints > 0 && service_proxy_healthy;
-    let mut response = http::json(code(healthy), &body);
-    response
-        .headers_mut()
-        .insert(WEIGHT, HeaderValue::from(local_endpoints));
-    response
-}
-
-/// Lets a load balancer before us send in proportion.
-const WEIGHT: HeaderName = HeaderName::from_static("x-load-balancing-endpoint-weight");
-
-#[derive(Serialize)]
-#[serde(rename_all = "camelCase")]
-struct Body<'a> {
-    service: ServiceName<'a>,
-    local_endpoints: usize,
-    service_proxy_healthy: bool,
-}
-
-#[derive(Serialize)]
-struct ServiceName<'a> {
-    namespace: &'a str,
-    name: &'a str,
 }
 
 #[cfg(test)]
