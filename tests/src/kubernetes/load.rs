@@ -1,9 +1,9 @@
 //! Requests that go on while something else happens, every one of them accounted for.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fmt,
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, Ordering},
@@ -17,6 +17,9 @@ use crate::netns::{now, poll_until};
 
 /// Between two requests of one client.
 const PAUSE: Duration = Duration::from_millis(10);
+
+/// The addresses which only the load balancer of edge1 uses towards backends.
+pub const SNAT: [&str; 2] = ["10.200.0.111", "2001:db8:200::111"];
 
 /// How a client asks.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -32,11 +35,21 @@ pub enum Protocol {
 pub struct Tally {
     /// Answered requests by pod.
     pub answered: BTreeMap<String, u64>,
+    /// As whom the pods saw the clients.
+    pub peers: BTreeSet<IpAddr>,
     /// What went wrong, and when, counted from the start of the load.
     pub failed: Vec<String>,
 }
 
 impl Tally {
+    /// No request failed, and each went by the load balancer of edge1.
+    pub fn assert_unharmed(&self, what: &str) {
+        assert!(self.failed.is_empty(), "{what}: {self}");
+        let peers: BTreeSet<_> = self.peers.iter().map(ToString::to_string).collect();
+        let own = SNAT.map(str::to_owned).into();
+        assert_eq!(peers, own, "{what}: addresses the pods saw");
+    }
+
     /// Requests that were answered.
     pub fn answers(&self) -> u64 {
         self.answered.values().sum()
@@ -151,7 +164,10 @@ impl State {
             };
             let mut tally = self.tally();
             match result {
-                Ok(answer) => *tally.answered.entry(answer.pod).or_default() += 1,
+                Ok(answer) => {
+                    tally.peers.insert(answer.peer.ip());
+                    *tally.answered.entry(answer.pod).or_default() += 1;
+                }
                 Err(error) => tally.failed.push(format!(
                     "{protocol:?} {server}: {error}; from {:.3} s to {:.3} s",
                     began.as_secs_f64(),

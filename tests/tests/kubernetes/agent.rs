@@ -42,7 +42,7 @@ impl Watch {
             "{what}: {tally}, {} streams, 0 broken",
             self.streams.count()
         ));
-        assert!(tally.failed.is_empty(), "{what}: {tally}");
+        tally.assert_unharmed(what);
     }
 }
 

@@ -15,7 +15,7 @@ fn unharmed(load: Load, what: &str) {
     load.wait_more(100, PATIENCE);
     let tally = load.end();
     say(&format!("{what}: {tally}"));
-    assert!(tally.failed.is_empty(), "{what}: {tally}");
+    tally.assert_unharmed(what);
 }
 
 #[test]
@@ -65,7 +65,10 @@ fn a_service_without_pods_refuses_until_there_are_some() {
         );
     }
     space.kubectl("scale deployment/web --replicas=2");
-    space.wait_served(&vips.at(80));
+    space.wait_rolled_out("web");
+    for server in vips.at(80) {
+        space.wait_heard(server, &space.pods("web"));
+    }
     let load = space.load(vips);
     unharmed(load, "scaled to 0 and back");
 }

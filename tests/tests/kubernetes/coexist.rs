@@ -2,12 +2,11 @@
 
 use std::{collections::BTreeSet, net::IpAddr};
 
-use lb_tests::kubernetes::{client::Answer, cluster::PATIENCE, objects, say, space::Space};
+use lb_tests::kubernetes::{
+    client::Answer, cluster::PATIENCE, load::SNAT, objects, say, space::Space,
+};
 
 use crate::take;
-
-/// The addresses only the load balancer of edge1 uses towards backends.
-const SNAT: [&str; 2] = ["10.200.0.111", "2001:db8:200::111"];
 
 #[test]
 fn pods_of_the_edge_node_go_by_kube_proxy_while_clients_go_by_sluice() {
@@ -55,5 +54,5 @@ fn pods_of_the_edge_node_go_by_kube_proxy_while_clients_go_by_sluice() {
     load.wait_more(200, PATIENCE);
     let tally = load.end();
     say(&format!("clients beside kube-proxy: {tally}"));
-    assert!(tally.failed.is_empty(), "{tally}");
+    tally.assert_unharmed("beside kube-proxy");
 }

@@ -9,7 +9,7 @@ use std::{
 use lb_tests::kubernetes::{
     client::Answer,
     cluster::Cluster,
-    load::Protocol,
+    load::{Protocol, SNAT},
     objects,
     space::{Space, new_external_ips},
 };
@@ -17,8 +17,6 @@ use serde_json::json;
 
 use crate::take;
 
-/// The addresses only the load balancer of edge1 uses towards backends.
-const SNAT: [&str; 2] = ["10.200.0.111", "2001:db8:200::111"];
 const EDGE: [&str; 2] = ["10.200.0.11", "2001:db8:200::11"];
 /// Enough for both of two pods to answer: all go to one in one of 2^29 cases.
 const REQUESTS: usize = 30;
