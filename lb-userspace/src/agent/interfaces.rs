@@ -187,15 +187,15 @@ impl Interfaces {
         self.looked_up.retain(|address| backends.contains(address));
     }
 
-    /// Puts `lb_egress` on every device a reply of the node itself may leave by.
+    /// Puts `lb_egress` on every device a reply of the node itself may leave by. Pod-facing devices often
+    /// have no address.
     pub(super) fn reach_host(&mut self, view: &NetworkView) {
         for (&index, link) in view.network.links() {
             let (v4, v6) = view.network.primary(index);
             let has_address = v4.is_some() || v6.is_some();
-            if link.mac.is_some()
-                && !link.loopback
-                && (has_address || self.managed.contains_key(&index))
-            {
+            let ours =
+                self.managed.contains_key(&index) || self.held.contains(&(index, Hook::TcxIngress));
+            if link.mac.is_some() && !link.loopback && (has_address || ours) {
                 self.try_hold(&interface(index, link), Hook::TcxEgress);
             }
         }
