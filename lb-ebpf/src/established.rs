@@ -153,7 +153,14 @@ pub(crate) fn touch<F: Family>(packet: &FlowPacket<F::Flow>, out: &mut F::Entry)
     }
     let state = state::base(head.state());
     if packet.is_tcp() {
-        if packet.segment() == Segment::Syn && !reverse && state::is_closed(state) {
+        // A client's SYN opens the tuple anew. Where the client's address is kept, a backend's SYN-ACK
+        // answers a SYN that was none of ours: a direct connection from that port has the tuple now.
+        let opens = if reverse {
+            packet.tcp_flags & tcp_flag::SYN as u32 != 0 && out.flags() & flag::FULL_NAT == 0
+        } else {
+            packet.segment() == Segment::Syn
+        };
+        if opens && state::is_closed(state) {
             remove::<F>(packet, out);
             return Step::MISS;
         }

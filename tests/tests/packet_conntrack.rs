@@ -210,6 +210,32 @@ fn a_syn_on_a_closed_flow_keeps_the_backend_that_takes_new_flows() {
 }
 
 #[test]
+fn a_direct_connection_takes_over_the_tuple_of_a_closed_flow() {
+    let cases = TCP_BOOKS.into_iter().flat_map(|book| {
+        let direct = |config: &mut lb_common::config::Config| {
+            config.flags = lb_common::config::config_flag::DIRECT_BACKEND_ACCESS;
+        };
+        [Mode::Gateway, Mode::Pod].map(|mode| {
+            let talk = Conversation::new(book, mode);
+            // The client's SYN went to the backend itself, past us or through us.
+            let answer = |packet| from(talk.inside(), packet).passes(Some(Reason::NotOurs));
+            case(format!("{}: direct", talk.name()), talk.tables())
+                .config(direct)
+                .steps(talk.handshake())
+                .step(talk.request(&talk.question().flags(0x11)))
+                .step(
+                    talk.reply(&talk.answer().flags(0x11))
+                        .event(Event::FlowClosed),
+                )
+                .step(answer(&talk.second().seq(777).ack(123_457)))
+                .flows(0, 0)
+                .step(answer(&talk.answer().seq(778)))
+        })
+    });
+    run(cases.collect());
+}
+
+#[test]
 fn a_syn_on_a_closed_flow_of_a_gone_backend_is_a_new_flow() {
     let cases = tcp().map(|talk| {
         let book = talk.book;
