@@ -1,8 +1,8 @@
 //! Running the tests, by tier.
 //!
-//! The file name in `tests/tests` tells the tier: `packet_*.rs`, `netns_*.rs`, `kubernetes_*.rs`. All
-//! need root and a kernel with BPF; where that is missing they are skipped aloud, but fail under
-//! `CI=true`.
+//! The file name in `tests/tests` tells the tier: `packet_*.rs`, `netns_*.rs`, `kubernetes_*.rs`; the
+//! directory `conformance` is a tier of its own. All need root and a kernel with BPF; where that is missing
+//! they are skipped aloud, but fail under `CI=true`.
 
 use std::env;
 use std::fs;
@@ -15,6 +15,8 @@ use clap::ValueEnum;
 
 use crate::{cluster, command, compile, ebpf, image, root, setup};
 
+mod conformance;
+
 /// Tests that run under the same conditions.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, ValueEnum)]
 pub(crate) enum Tier {
@@ -24,6 +26,8 @@ pub(crate) enum Tier {
     Packet,
     /// Real programs in network namespaces
     Netns,
+    /// Every upstream case of a Service proxy by its id, counted
+    Conformance,
     /// Sluice's own DaemonSet in a real Kubernetes cluster on this machine
     Kubernetes,
 }
@@ -87,7 +91,7 @@ fn run(tier: Tier, filter: &[String]) -> Report {
         took: Duration::ZERO,
     };
     match unprivileged(tier) {
-        None => match cargo(tier).and_then(|cargo| cargo_test(cargo, filter)) {
+        None => match run_privileged(tier, filter) {
             Ok((tally, mut failure)) => {
                 if let (Tier::Kubernetes, Err(error)) = (tier, cluster::settle()) {
                     report.failed = true;
@@ -112,6 +116,14 @@ fn run(tier: Tier, filter: &[String]) -> Report {
     report
 }
 
+/// Runs a tier's tests.
+fn run_privileged(tier: Tier, filter: &[String]) -> Result<(Tally, Option<String>)> {
+    if tier == Tier::Conformance {
+        return conformance::test(filter);
+    }
+    cargo_test(cargo(tier)?, filter, |_| {})
+}
+
 /// What this process lacks to run the tier, if anything.
 fn unprivileged(tier: Tier) -> Option<String> {
     if tier == Tier::Host {
@@ -131,7 +143,8 @@ fn cargo(tier: Tier) -> Result<Command> {
     let mut cargo = command::cargo();
     cargo.args(["test", "--no-fail-fast"]);
     match tier {
-        Tier::Host => {}
+        // The conformance tier is more than one command.
+        Tier::Host | Tier::Conformance => {}
         Tier::Packet => {
             ebpf::build(&[])?;
             cargo.args(["--package", "lb-tests", "--lib"]);
@@ -181,7 +194,11 @@ fn files(prefix: &str) -> Result<Vec<String>> {
 }
 
 /// Runs a `cargo test`, showing and counting what it prints; the text tells how it failed.
-fn cargo_test(mut command: Command, filter: &[String]) -> Result<(Tally, Option<String>)> {
+fn cargo_test(
+    mut command: Command,
+    filter: &[String],
+    mut look: impl FnMut(&str),
+) -> Result<(Tally, Option<String>)> {
     if !filter.is_empty() {
         command.arg("--").args(filter);
     }
@@ -194,6 +211,7 @@ fn cargo_test(mut command: Command, filter: &[String]) -> Result<(Tally, Option<
     for line in BufReader::new(child.stdout.take().context("no output")?).lines() {
         let line = line?;
         println!("{line}");
+        look(&line);
         if let Some(one) = Tally::of_line(&line) {
             tally = tally.plus(one, 0);
         }
@@ -206,7 +224,7 @@ fn cargo_test(mut command: Command, filter: &[String]) -> Result<(Tally, Option<
 impl Tier {
     fn prefix(self) -> Option<&'static str> {
         match self {
-            Self::Host => None,
+            Self::Host | Self::Conformance => None,
             Self::Packet => Some("packet_"),
             Self::Netns => Some("netns_"),
             Self::Kubernetes => Some("kubernetes_"),
