@@ -328,11 +328,14 @@ fn address_node(node: &Namespace, side: Side) {
     ));
     let other = if side == Side::A { Side::B } else { Side::A };
     let (other4, other6, number) = (other.address(true), other.address(false), other.number());
+    let [far4, far6] = [other.second_address(true), other.second_address(false)];
     node.ip(&format!(
         "route add 203.0.113.0/24 via 10.0.0.1
         route add 2001:db8:203::/64 via 2001:db8:a::1
         route add 10.244.{number}.0/24 via {other4}
-        route add 2001:db8:f4:{number}::/64 via {other6}"
+        route add 2001:db8:f4:{number}::/64 via {other6}
+        route add {far4}/32 via {other4}
+        route add {far6}/128 via {other6}"
     ));
 }
 

@@ -3,8 +3,11 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     io::{ErrorKind, Read as _, Write as _},
-    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream, UdpSocket},
-    sync::{Mutex, PoisonError},
+    net::{IpAddr, SocketAddr, TcpStream, UdpSocket},
+    sync::{
+        Mutex, PoisonError,
+        atomic::{AtomicU16, Ordering},
+    },
     time::Duration,
 };
 
@@ -24,6 +27,10 @@ const PATIENCE: Duration = Duration::from_secs(5);
 const ATTEMPTS: u32 = 12;
 /// Attempts within which every endpoint must have been met.
 const MOST_ATTEMPTS: u32 = 200;
+
+/// Ports clients send from, in turn.
+const FIRST_PORT: u16 = 2_048;
+const PORT_COUNT: u16 = 60_000;
 
 /// What became of an attempt.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -95,6 +102,12 @@ impl<'w> Client<'w> {
     /// One attempt.
     pub fn attempt(&self, target: Target) -> Answer {
         self.namespace.inside(|| self.attempt_here(target, SILENCE))
+    }
+
+    /// One request over a connection or flow from a port of the caller's choice.
+    pub fn attempt_from(&self, port: u16, target: Target) -> Answer {
+        let source = SocketAddr::new(self.address(target.address.is_ipv4()), port);
+        self.namespace.inside(|| ask(source, target, PATIENCE))
     }
 
     fn attempt_here(&self, target: Target, limit: Duration) -> Answer {
@@ -319,17 +332,35 @@ impl Flow {
     }
 }
 
+fn ask(source: SocketAddr, target: Target, limit: Duration) -> Answer {
+    answer(match target.transport {
+        Transport::Tcp => connect(source, target.address, limit).and_then(ask_tcp),
+        Transport::Udp => {
+            udp_socket(source, target.address).and_then(|socket| ask_udp(&socket, limit))
+        }
+    })
+}
+
+/// A socket bound to the source's address and its port or, without one, a port nobody of this program had before: a flow of an
+/// earlier check, or a direct connection of an earlier one, is not met again by chance.
 fn socket(source: SocketAddr, kind: Type, protocol: Protocol) -> std::io::Result<Socket> {
+    static PORTS: [AtomicU16; 2] = [AtomicU16::new(0), AtomicU16::new(0)];
+    let [tcp, udp] = &PORTS;
+    let next = if kind == Type::STREAM { tcp } else { udp };
     let socket = Socket::new(Domain::for_address(source), kind, Some(protocol))?;
-    let unspecified: IpAddr = if source.is_ipv4() {
-        Ipv4Addr::UNSPECIFIED.into()
-    } else {
-        Ipv6Addr::UNSPECIFIED.into()
-    };
-    if source.ip() != unspecified {
+    if source.port() != 0 {
+        socket.set_reuse_address(true)?;
         socket.bind(&source.into())?;
+        return Ok(socket);
     }
-    Ok(socket)
+    for _ in 0..100 {
+        let port = FIRST_PORT + next.fetch_add(1, Ordering::Relaxed) % PORT_COUNT;
+        match socket.bind(&SocketAddr::new(source.ip(), port).into()) {
+            Err(error) if error.kind() == ErrorKind::AddrInUse => {}
+            other => return other.map(|()| socket),
+        }
+    }
+    Err(ErrorKind::AddrInUse.into())
 }
 
 fn connect(source: SocketAddr, to: SocketAddr, limit: Duration) -> std::io::Result<TcpStream> {

@@ -213,13 +213,16 @@ fn local_only(record: &Record, cluster: &Cluster, agents: &Agents<'_>) {
         record.row("I12", || client.served(&outer.balancer(), own, Kept));
         record.row("I10", || client.served(&outer.outer(), own, Kept));
     }
-    // A pod on the node without other endpoints than this one is seen itself.
+    let all = ["a1", "b1", "b2"];
     record.row("B15", || {
-        far.served(&outer.node_port(Side::A), &["a1", "b1", "b2"], Kept);
+        near.served(&outer.node_port(Side::A), &all, Kept);
+        far.served(&outer.node_port(Side::B), &all, Kept);
+        far.served(&outer.node_port(Side::A), &all, Masqueraded);
     });
     record.remark(
         &["B15"],
-        "a pod of the other node reaches every endpoint, as sources in pods may; all see the pod",
+        "a pod is seen itself by the endpoints of the node it asks; from another node's pod it reaches \
+         the others too, masqueraded, for the answers must come back",
     );
     record.row("B18", || {
         near.served(&outer.balancer(), &["a1", "b1", "b2"], Kept);

@@ -8,7 +8,7 @@ use lb_tests::{
         cluster::{Agents, Cluster, Side, endpoint_address},
         objects::{Service, State, Targets, Transport},
         probe::{
-            Client,
+            Answer, Client,
             Peer::{Any, Kept, Masqueraded},
         },
         raw::{self, Capture},
@@ -79,7 +79,10 @@ fn run(record: &Record, cluster: &Cluster, agents: &mut Agents<'_>) {
         &["D15"],
         "from the other node: what a node sends to itself is not ours",
     );
-    record.row("G09", || plain_pods(cluster));
+    record.row("G09", || {
+        plain_pods(cluster);
+        same_port_directly(cluster, agents);
+    });
     terminating_client(record, cluster, agents);
     service_networks(record, cluster, agents);
     sctp(record, cluster, agents);
@@ -93,6 +96,28 @@ fn plain_pods(cluster: &Cluster) {
             let address = SocketAddr::new(endpoint_address(server, v4).0, 8080);
             for transport in [Transport::Tcp, Transport::Udp] {
                 client.served(&Targets::one(address, transport), &[server], Kept);
+            }
+        }
+    }
+}
+
+/// A client's port that was used through a Service just now is used for the endpoint itself.
+fn same_port_directly(cluster: &Cluster, agents: &Agents<'_>) {
+    let client = cluster.pod("a3");
+    for (number, server) in [(6, "a1"), (7, "b1")] {
+        let service = Service::new(&format!("same-port-{number}"), number).web();
+        agents.put(&[&service.clone().on(&[server])]);
+        for target in service.cluster().tcp().0 {
+            let v4 = target.address.is_ipv4();
+            let mut direct = target;
+            direct.address = SocketAddr::new(endpoint_address(server, v4).0, 8080);
+            let served = Answer::Served {
+                by: server.to_owned(),
+                peer: client.address(v4),
+            };
+            for target in [target, direct, target, direct] {
+                let answer = client.attempt_from(1_111, target);
+                assert_eq!(answer, served, "{}", target.address);
             }
         }
     }
