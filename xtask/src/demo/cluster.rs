@@ -228,6 +228,9 @@ impl Demo {
             "/dev/null",
             "--max-time",
             "3",
+            // A connection for each request.
+            "--header",
+            "Connection: close",
         ];
         let words = words
             .into_iter()
