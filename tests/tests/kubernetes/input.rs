@@ -54,7 +54,7 @@ impl<'c> Bystander<'c> {
 /// Waits until so many Services are not served, or only in part.
 fn wait_rejected(cluster: &Cluster, services: u32) {
     let line = format!("sluice_rejected_objects{{kind=\"Service\"}} {services}");
-    let mut seen = String::new();
+    let mut seen: Vec<String> = Vec::new();
     let found = poll(PATIENCE, || {
         let metrics = cluster.agent().metrics("edge1");
         let lines = metrics
@@ -63,7 +63,7 @@ fn wait_rejected(cluster: &Cluster, services: u32) {
         seen = lines.map(|line| format!("{line}\n")).collect();
         seen.contains(&format!("{line}\n")).then_some(())
     });
-    assert!(found.is_some(), "no {line} in\n{seen}");
+    assert!(found.is_some(), "no {line} in {seen:#?}");
 }
 
 #[test]
