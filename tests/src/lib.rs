@@ -13,6 +13,7 @@ pub mod bench;
 pub mod book;
 pub mod case;
 pub mod conformance;
+pub mod control;
 pub mod flows;
 pub mod kubernetes;
 pub mod netns;

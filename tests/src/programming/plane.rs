@@ -1,0 +1,105 @@
+//! etcd and the API server.
+
+use std::{
+    fs::File,
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+};
+
+use anyhow::{Context as _, Result, ensure};
+
+/// Where the API server is; the interface has the address.
+const SERVER: &str = "192.0.2.1";
+const TOKEN: &str = "admin";
+
+/// Both, until this is dropped.
+pub(super) struct Plane {
+    pub(super) kubeconfig: PathBuf,
+    _processes: Vec<Process>,
+}
+
+/// A process that ends with us.
+pub(super) struct Process(pub(super) Child);
+
+impl Process {
+    /// Starts a program that writes to a log.
+    pub(super) fn start(command: &mut Command, log: &Path) -> Result<Self> {
+        let out = File::create(log).with_context(|| format!("write {}", log.display()))?;
+        let child = command
+            .stdin(Stdio::null())
+            .stdout(out.try_clone().context("a second handle of a log")?)
+            .stderr(out)
+            .spawn();
+        let name = command.get_program().to_string_lossy().into_owned();
+        Ok(Self(child.with_context(|| format!("start {name}"))?))
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        // One that ended already is what we want.
+        drop(self.0.kill());
+        drop(self.0.wait());
+    }
+}
+
+impl Plane {
+    pub(super) fn start(components: &Path, directory: &Path) -> Result<Self> {
+        let file = |name: &str| directory.join(name);
+        let write = |name: &str, text: String| {
+            std::fs::write(file(name), text).with_context(|| format!("write {name}"))
+        };
+        let made = Command::new("openssl")
+            .args(["genrsa", "-out"])
+            .arg(file("key"))
+            .arg("2048")
+            .stderr(Stdio::null())
+            .status()
+            .context("run openssl")?;
+        ensure!(made.success(), "openssl failed");
+        write("tokens.csv", format!("{TOKEN},admin,admin,\"system:masters\"\n"))?;
+        let kubeconfig = file("kubeconfig");
+        write("kubeconfig", kubeconfig_text(&file("tls/apiserver.crt")))?;
+
+        let mut etcd = Command::new(components);
+        etcd.arg("etcd").arg("--data-dir").arg(file("etcd"));
+        let etcd = Process::start(&mut etcd, &file("etcd.log"))?;
+        let mut server = Command::new(components);
+        let flag = |flag: &str, name: &str| format!("--{flag}={}", file(name).display());
+        server
+            .arg("kube-apiserver")
+            .arg("--etcd-servers=http://127.0.0.1:2379")
+            .arg(format!("--advertise-address={SERVER}"))
+            .args(["--secure-port=6443", "--authorization-mode=RBAC"])
+            .arg("--service-cluster-ip-range=10.96.0.0/12")
+            .arg(flag("cert-dir", "tls"))
+            .arg(flag("token-auth-file", "tokens.csv"))
+            .arg("--service-account-issuer=https://kubernetes.default.svc")
+            .arg(flag("service-account-key-file", "key"))
+            .arg(flag("service-account-signing-key-file", "key"));
+        let server = Process::start(&mut server, &file("kube-apiserver.log"))?;
+        Ok(Self {
+            kubeconfig,
+            _processes: vec![server, etcd],
+        })
+    }
+}
+
+fn kubeconfig_text(certificate: &Path) -> String {
+    format!(
+        "apiVersion: v1
+kind: Config
+clusters:
+- name: sluice
+  cluster: {{server: \"https://{SERVER}:6443\", certificate-authority: \"{}\"}}
+users:
+- name: {TOKEN}
+  user: {{token: {TOKEN}}}
+contexts:
+- name: sluice
+  context: {{cluster: sluice, user: {TOKEN}}}
+current-context: sluice
+",
+        certificate.display()
+    )
+}
