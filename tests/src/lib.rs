@@ -20,6 +20,7 @@ pub mod netns;
 pub mod network;
 pub mod packet;
 pub mod pcap;
+pub mod programming;
 pub mod require;
 pub mod run;
 pub mod tables;

@@ -148,7 +148,10 @@ fn print(outcome: &Outcome) {
     println!("{services} Services of {endpoints} endpoints from a real API server");
     println!("  agent's start until its lists were complete  {listed:>10.0} ms");
     println!("  lists complete until everything was written  {programmed:>10.0} ms");
-    println!("  one endpoint changed, ms{:>28}{:>10}{:>10}", "p50", "p99", "max");
+    println!(
+        "  one endpoint changed, ms{:>28}{:>10}{:>10}",
+        "p50", "p99", "max"
+    );
     for (what, times) in [
         ("write to the API server → tables", from_write),
         ("event (another watch's) → tables", from_event),
@@ -161,5 +164,7 @@ fn print(outcome: &Outcome) {
         );
     }
     let [before, after] = memory.map(|bytes| bytes >> 20);
-    println!("  agent's resident memory at most {before} MiB when programmed, {after} MiB at the end");
+    println!(
+        "  agent's resident memory at most {before} MiB when programmed, {after} MiB at the end"
+    );
 }

@@ -133,6 +133,15 @@ pub(crate) fn prepare() -> Result<()> {
     Ok(())
 }
 
+/// Compiles the program that becomes each component of Kubernetes, and returns it.
+///
+/// # Errors
+/// Something is missing and cannot be installed, or does not compile.
+pub(crate) fn components() -> Result<PathBuf> {
+    setup()?;
+    Ok(build::build(&Cluster::new().directory)?.components)
+}
+
 /// Waits until the cluster of a test program that ended is gone.
 ///
 /// # Errors

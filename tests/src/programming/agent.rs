@@ -27,18 +27,18 @@ impl Agent {
     pub(super) fn start(options: &Options, kubeconfig: &Path, directory: &Path) -> Result<Self> {
         let config = directory.join("agent.yaml");
         let text = format!(
-            "kubernetes: {{enabled: true, kubeconfig: {:?}}}
+            "kubernetes: {{enabled: true, kubeconfig: \"{}\"}}
 nodeName: {NODE}
 interfaces: [{}]
 pinRoot: {PIN_ROOT}
-lockFile: {:?}
+lockFile: \"{}\"
 healthAddress: off
 metricsAddress: off
 log: {{format: json}}
 ",
-            kubeconfig,
+            kubeconfig.display(),
             options.interface,
-            directory.join("agent.lock"),
+            directory.join("agent.lock").display(),
         );
         std::fs::write(&config, text).context("write the agent's configuration")?;
         let log = directory.join("agent.log");
@@ -59,9 +59,12 @@ log: {{format: json}}
                 let line = lines.iter().find(|line| message(line) == Some(what))?;
                 time_of_day(line.get("timestamp")?.as_str()?)
             };
-            let first = lines.first().and_then(|l| time_of_day(l.get("timestamp")?.as_str()?));
+            let first = lines
+                .first()
+                .and_then(|l| time_of_day(l.get("timestamp")?.as_str()?));
             let listed = at("the Kubernetes API's lists are complete");
-            if let (Some(first), Some(listed), Some(written)) = (first, listed, at("tables changed"))
+            if let (Some(first), Some(listed), Some(written)) =
+                (first, listed, at("tables changed"))
             {
                 return Ok((listed - first, written - listed));
             }

@@ -66,7 +66,8 @@ impl Api {
     pub(super) fn fill(&self, services: u32, endpoints: u32) -> Result<()> {
         let namespaces = (0..NAMESPACES.min(services)).map(namespace);
         self.create::<Namespace>(namespaces.map(|name| {
-            let object = json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}});
+            let object =
+                json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}});
             (None, object)
         }))?;
         let node = json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": NODE}});

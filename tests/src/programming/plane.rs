@@ -57,7 +57,10 @@ impl Plane {
             .status()
             .context("run openssl")?;
         ensure!(made.success(), "openssl failed");
-        write("tokens.csv", format!("{TOKEN},admin,admin,\"system:masters\"\n"))?;
+        write(
+            "tokens.csv",
+            format!("{TOKEN},admin,admin,\"system:masters\"\n"),
+        )?;
         let kubeconfig = file("kubeconfig");
         write("kubeconfig", kubeconfig_text(&file("tls/apiserver.crt")))?;
 

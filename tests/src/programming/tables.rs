@@ -1,6 +1,11 @@
 //! The agent's tables, as anybody who may can see them.
 
-use std::{collections::HashMap, mem::offset_of, path::Path, time::{Duration, Instant}};
+use std::{
+    collections::HashMap,
+    mem::offset_of,
+    path::Path,
+    time::{Duration, Instant},
+};
 
 use anyhow::{Context as _, Result, bail};
 use lb_common::{
