@@ -5,6 +5,7 @@
 //! [`not_ours`] says why, and *missing* when neither is so. The scenarios with the checks are in
 //! `tests/conformance/`.
 
+pub mod agents;
 pub mod cluster;
 pub mod not_ours;
 pub mod objects;
@@ -12,3 +13,4 @@ pub mod probe;
 pub mod raw;
 pub mod record;
 pub mod rows;
+pub mod targets;

@@ -3,10 +3,12 @@
 use std::time::Duration;
 
 use lb_tests::conformance::{
-    cluster::{Agents, Cluster, Side},
-    objects::{Service, Targets, set},
+    agents::Agents,
+    cluster::{Cluster, Side},
+    objects::{Service, set},
     probe::{Client, Peer::Any},
     record::Record,
+    targets::Targets,
 };
 
 use crate::Scenario;

@@ -8,13 +8,15 @@ use std::{
 
 use lb_tests::{
     conformance::{
-        cluster::{Agents, Cluster, Side},
-        objects::{Service, State, Targets},
+        agents::Agents,
+        cluster::{Cluster, Side},
+        objects::{Service, State},
         probe::{
             Answer,
             Peer::{Any, Kept, Masqueraded},
         },
         record::Record,
+        targets::Targets,
     },
     netns::poll_until,
 };

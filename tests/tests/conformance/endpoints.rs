@@ -2,13 +2,15 @@
 
 use lb_common::reason::Reason;
 use lb_tests::conformance::{
-    cluster::{Agents, Cluster, Side},
-    objects::{Service, State, Targets},
+    agents::Agents,
+    cluster::{Cluster, Side},
+    objects::{Service, State},
     probe::{
         Client,
         Peer::{Any, Kept, Masqueraded},
     },
     record::Record,
+    targets::Targets,
 };
 
 use crate::Scenario;

@@ -5,11 +5,13 @@ use std::io::{Read as _, Write as _};
 use lb_common::reason::Reason;
 use lb_tests::{
     conformance::{
-        cluster::{Agents, Cluster, Side},
-        objects::{Service, State, Targets},
+        agents::Agents,
+        cluster::{Cluster, Side},
+        objects::{Service, State},
         probe::{Client, Flow, Peer::Any},
         raw::{self, Capture, Seen},
         record::Record,
+        targets::Targets,
     },
     netns::text,
     packet::packet,

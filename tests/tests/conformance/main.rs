@@ -12,11 +12,7 @@ use std::{
 };
 
 use lb_tests::{
-    conformance::{
-        cluster::{Agents, Cluster},
-        record::Record,
-        rows,
-    },
+    conformance::{agents::Agents, cluster::Cluster, record::Record, rows},
     netns::now,
     require,
 };

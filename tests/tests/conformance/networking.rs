@@ -5,14 +5,16 @@ use std::net::{IpAddr, SocketAddr};
 use lb_common::reason::Reason;
 use lb_tests::{
     conformance::{
-        cluster::{Agents, Cluster, Side, endpoint_address},
-        objects::{Service, State, Targets, Transport},
+        agents::Agents,
+        cluster::{Cluster, Side, endpoint_address},
+        objects::{Service, State},
         probe::{
             Answer, Client,
             Peer::{Any, Kept, Masqueraded},
         },
         raw::{self, Capture},
         record::Record,
+        targets::{Targets, Transport},
     },
     packet::packet,
 };

@@ -4,7 +4,8 @@
 //! packets come to node A. Each way is tried over both families and both transports.
 
 use lb_tests::conformance::{
-    cluster::{Agents, Cluster, Side},
+    agents::Agents,
+    cluster::{Cluster, Side},
     objects::Service,
     probe::Peer::{Kept, Masqueraded},
     record::Record,

@@ -8,10 +8,12 @@ use lb_common::{
 };
 use lb_tests::{
     conformance::{
-        cluster::{Agents, Cluster, Side},
-        objects::{Service, Targets},
+        agents::Agents,
+        cluster::{Cluster, Side},
+        objects::Service,
         probe::Peer::{Kept, Masqueraded},
         record::Record,
+        targets::Targets,
     },
     netns::poll_until,
 };

@@ -1,10 +1,12 @@
 //! The life of Services: endpoints, ports, types and labels change while clients watch.
 
 use lb_tests::conformance::{
-    cluster::{Agents, Cluster, Side},
-    objects::{Service, Targets, set},
+    agents::Agents,
+    cluster::{Cluster, Side},
+    objects::{Service, set},
     probe::Peer::{Any, Hairpin, Kept, Masqueraded},
     record::Record,
+    targets::Targets,
 };
 use serde_json::json;
 

@@ -5,7 +5,8 @@ use std::net::IpAddr;
 use lb_common::reason::Reason;
 use lb_tests::{
     conformance::{
-        cluster::{Agents, Cluster, Side},
+        agents::Agents,
+        cluster::{Cluster, Side},
         objects::Service,
         probe::Peer::{Kept, Masqueraded},
         raw::{self, Capture},

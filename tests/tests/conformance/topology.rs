@@ -1,7 +1,8 @@
 //! Hints of topology: zones and nodes.
 
 use lb_tests::conformance::{
-    cluster::{Agents, Cluster, Side},
+    agents::Agents,
+    cluster::{Cluster, Side},
     objects::{Service, State},
     probe::Peer::Any,
     record::Record,
