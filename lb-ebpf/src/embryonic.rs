@@ -11,12 +11,10 @@ use lb_common::{
 };
 
 use crate::{
-    established::{
-        change_use, exchange_head, exchange_note, holds, may_stay, needs_route, serves_still,
-        snapshot,
-    },
+    established::{change_use, exchange_head, exchange_note, holds, needs_route, snapshot},
     family::{Family, entries_in_use},
     flow_packet::{FlowPacket, Step},
+    serving::{may_stay, serves_still},
     stats,
     tables::{MEMBERS, config},
     words,
@@ -117,7 +115,7 @@ fn request<F: Family>(
         F::remove_embryonic(&reply_key);
         return Step::MISS;
     }
-    if !packet.is_tcp() && !serves_still::<F>(out) && !may_stay::<F>(out) {
+    if !packet.is_tcp() && !serves_still::<F>(out) && !may_stay::<F>(packet, out) {
         F::remove_embryonic(&packet.flow);
         F::remove_embryonic(&reply_key);
         stats::event(Event::FlowReselected, packet.length);

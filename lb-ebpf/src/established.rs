@@ -11,15 +11,16 @@ use lb_common::{
     flow::Flow as _,
     names::flow_use,
     reason::Event,
-    service::{MemberKey, member_flag},
 };
 
 use crate::{
     atomic,
     family::{Closing, Family},
     flow_packet::{FlowPacket, Step},
-    forward, stats,
-    tables::{FLOW_USE, MEMBERS, SERVICES, config},
+    forward,
+    serving::{may_stay, serves_still},
+    stats,
+    tables::{FLOW_USE, SERVICES, config},
     words,
 };
 
@@ -103,35 +104,6 @@ pub(crate) fn find<F: Family>(
     if calm { Step::FORWARD } else { Step::HAND_OVER }
 }
 
-/// UDP: whether the backend was seen to serve in the service port's current set epoch.
-#[inline(always)]
-pub(crate) fn serves_still<F: Family>(entry: &F::Entry) -> bool {
-    if entry.flags() & flag::REVERSE != 0 {
-        return true;
-    }
-    SERVICES
-        .get(entry.service())
-        .is_none_or(|service| service.epoch == entry.note().value())
-}
-
-/// UDP: whether the backend still serves the service port, or nobody else could.
-#[inline(always)]
-pub(crate) fn may_stay<F: Family>(entry: &F::Entry) -> bool {
-    let key = MemberKey {
-        service: entry.service(),
-        backend: entry.backend(),
-    };
-    // SAFETY: copied at once.
-    if unsafe { MEMBERS.get(key) }.is_some_and(|m| m.flags & member_flag::SERVING != 0) {
-        return true;
-    }
-    let Some(service) = SERVICES.get(entry.service()) else {
-        return true;
-    };
-    // No selection to move to: moving would only churn.
-    (service.cluster as u32) == 0 && (service.local as u32) == 0
-}
-
 /// A packet which changes its flow: the first of a tick, a stale route, SYN, FIN, RST, or a state
 /// other than established. On [`Step::FORWARD`] and [`Step::ROUTE`] `out` is up to date.
 #[inline(never)]
@@ -173,15 +145,18 @@ pub(crate) fn touch<F: Family>(packet: &FlowPacket<F::Flow>, out: &mut F::Entry)
                 (&raw const (*service).epoch).read_volatile()
             });
         if epoch != out.note().value() {
-            if !may_stay::<F>(out) {
+            if !may_stay::<F>(packet, out) {
                 remove::<F>(packet, out);
                 stats::event(Event::FlowReselected, packet.length);
                 return Step::MISS;
             }
-            let note = Note::new(head.identity(), epoch);
-            // SAFETY: looked up just now; fails if the element serves another flow by now.
-            unsafe { exchange_note(entry, out.note(), note) };
-            out.set_note(note);
+            // A service port that is gone has no epoch to note: who comes after it may take the flow.
+            if epoch != 0 {
+                let note = Note::new(head.identity(), epoch);
+                // SAFETY: looked up just now; fails if the element serves another flow by now.
+                unsafe { exchange_note(entry, out.note(), note) };
+                out.set_note(note);
+            }
         }
     }
     let touched = head.touched(state | (head.state() & QUEUED), packet.now);

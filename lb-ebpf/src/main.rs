@@ -43,6 +43,7 @@ mod path;
 mod quote;
 mod reply;
 mod select;
+mod serving;
 mod skb;
 mod source;
 mod stats;

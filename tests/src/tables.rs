@@ -24,7 +24,7 @@ pub fn tables() -> Tables {
     Tables::default()
 }
 
-/// Services under construction. Ids count from 1 in the order of writing.
+/// Services under construction. Ids count from 1 in the order of writing, unless said otherwise.
 #[derive(Clone, Debug, Default)]
 #[must_use]
 pub struct Tables {
@@ -37,6 +37,7 @@ pub struct Tables {
 
 #[derive(Clone, Debug, Default)]
 struct Service {
+    id: Option<u32>,
     frontends: Vec<(FrontendId, u32)>,
     flags: u32,
     ranges: u32,
@@ -202,6 +203,12 @@ impl Tables {
         self
     }
 
+    /// Gives the last service this id: it is another than the one the case began with.
+    pub fn id(mut self, id: u32) -> Self {
+        self.service().id = Some(id);
+        self
+    }
+
     /// Backends that are known but no longer members of any service.
     pub fn gone<const N: usize>(mut self, texts: [&str; N]) -> Self {
         self.add(&texts, 0);
@@ -226,7 +233,7 @@ impl Tables {
             );
         }
         for (number, service) in (1_u32..).zip(&self.services) {
-            add_service(&mut set, number, service, epoch);
+            add_service(&mut set, service.id.unwrap_or(number), service, epoch);
         }
         for (id, text) in &self.ranges {
             set.source_ranges.insert((*id, network(text)));

@@ -10,7 +10,7 @@ use lb_tests::{
     case::{case, from, run},
     flows::{Conversation, Mode},
     network::{INSIDE, OUTSIDE, PODS},
-    tables::Tables,
+    tables::{Tables, tables},
 };
 
 fn udp() -> impl Iterator<Item = Conversation> {
@@ -135,6 +135,45 @@ fn what_moves_is_a_new_flow_to_policies_and_ranges() {
                 )
                 .flows(0, 0)
         })
+    });
+    run(cases.collect());
+}
+
+#[test]
+fn who_takes_a_deleted_services_frontend_takes_its_flows() {
+    let cases = UDP_BOOKS.into_iter().flat_map(|book| {
+        let talk = Conversation::new(book, Mode::FullNat);
+        let (old, new) = (talk.backend(), book.backend(6, 8443));
+        let question = talk.question();
+        let moved = towards(INSIDE, 6, &question.clone().from(&talk.seen()).to(&new));
+        let heir = book.service().gone([old.as_str()]).backends([new.as_str()]);
+        let moves = || {
+            from(OUTSIDE, &question)
+                .forwards(&moved)
+                .creates()
+                .event(Event::FlowReselected)
+        };
+        let deleted = || tables().gone([old.as_str()]);
+        let name = |what: &str| format!("{}: {what}", talk.name());
+        [
+            case(name("at once"), talk.tables())
+                .steps(talk.handshake())
+                .tables(heir.clone().id(2), 1)
+                .step(moves()),
+            case(name("after a while without"), talk.tables())
+                .steps(talk.handshake())
+                .tables(deleted(), 1)
+                .step(talk.request(&question))
+                .tables(heir.clone().id(2), 1)
+                .step(moves()),
+            case(name("with the same backend"), talk.tables())
+                .steps(talk.handshake())
+                .tables(
+                    book.service().backends([old.as_str(), new.as_str()]).id(2),
+                    1,
+                )
+                .step(talk.request(&question)),
+        ]
     });
     run(cases.collect());
 }

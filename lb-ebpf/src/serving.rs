@@ -1,0 +1,63 @@
+//! UDP flows have no end a packet could tell of: they stay with their backend as long as it serves.
+
+use lb_common::{
+    conntrack::{Entry as _, flag},
+    flow::Flow as _,
+    service::{MemberKey, member_flag},
+};
+
+use crate::{
+    family::Family,
+    flow_packet::FlowPacket,
+    tables::{MEMBERS, SERVICES},
+};
+
+/// Whether the backend was seen to serve in the service port's current set epoch.
+#[inline(always)]
+pub(crate) fn serves_still<F: Family>(entry: &F::Entry) -> bool {
+    if entry.flags() & flag::REVERSE != 0 {
+        return true;
+    }
+    SERVICES
+        .get(entry.service())
+        .is_none_or(|service| service.epoch == entry.note().value())
+}
+
+/// Whether the backend still serves the service port, or nobody else could.
+#[inline(always)]
+pub(crate) fn may_stay<F: Family>(packet: &FlowPacket<F::Flow>, entry: &F::Entry) -> bool {
+    let (service, backend) = (entry.service(), entry.backend());
+    if serves(service, backend) {
+        return true;
+    }
+    if has_selection(service) {
+        return false;
+    }
+    // The service port has no endpoint, or it is gone and its frontend another's by now.
+    let heir = service_now::<F>(packet);
+    // No selection to move to: moving would only churn.
+    heir == 0 || heir == service || serves(heir, backend) || !has_selection(heir)
+}
+
+fn serves(service: u32, backend: u32) -> bool {
+    let key = MemberKey { service, backend };
+    // SAFETY: copied at once.
+    unsafe { MEMBERS.get(key) }.is_some_and(|m| m.flags & member_flag::SERVING != 0)
+}
+
+#[inline(always)]
+fn has_selection(service: u32) -> bool {
+    SERVICES
+        .get(service)
+        .is_some_and(|service| (service.cluster as u32) != 0 || (service.local as u32) != 0)
+}
+
+/// The service port that has the packet's frontend now; 0 for none. The flow was made at this address, so
+/// that a node port is one there.
+#[inline(always)]
+fn service_now<F: Family>(packet: &FlowPacket<F::Flow>) -> u32 {
+    let (port, protocol) = (packet.flow.destination_port(), packet.protocol());
+    F::frontend(packet.flow.destination(), port, protocol)
+        .or_else(|| F::frontend(F::Address::default(), port, protocol))
+        .map_or(0, |frontend| frontend.service)
+}
