@@ -84,7 +84,7 @@ log: {{format: json}}
             .filter(|line| message(line) == Some("tables changed"))
             .skip(1);
         let field = |line: &Value, name: &str| {
-            let text = line.get("fields")?.get(name)?.as_str()?;
+            let text = line.get(name)?.as_str()?;
             milliseconds(text)
         };
         let times: Option<Vec<_>> = changes
@@ -110,7 +110,7 @@ log: {{format: json}}
 }
 
 fn message(line: &Value) -> Option<&str> {
-    line.get("fields")?.get("message")?.as_str()
+    line.get("message")?.as_str()
 }
 
 /// Milliseconds since midnight, of `2026-01-01T12:34:56.789012Z`.
