@@ -6,6 +6,7 @@
 
 mod build;
 mod control;
+mod golang;
 mod network;
 mod node;
 mod processes;

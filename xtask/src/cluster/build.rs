@@ -9,6 +9,7 @@ use std::process::Command;
 
 use anyhow::{Context as _, Result};
 
+use super::golang;
 use crate::image::archive::{self, Image};
 use crate::setup::{self, Need};
 use crate::{command, root};
@@ -61,7 +62,7 @@ pub(super) fn artifacts(directory: &Path) -> Artifacts {
 /// Compiles what is not yet there, or not from these sources.
 ///
 /// # Errors
-/// Go is missing, a module cannot be had, or the compilation fails.
+/// There is no Go and none can be fetched, a module cannot be had, or the compilation fails.
 pub(super) fn build(directory: &Path) -> Result<Artifacts> {
     let sources = root().join("tests/cluster");
     let artifacts = artifacts(directory);
@@ -74,8 +75,9 @@ pub(super) fn build(directory: &Path) -> Result<Artifacts> {
     fs::create_dir_all(&bin).with_context(|| format!("make {}", bin.display()))?;
     eprintln!("cluster: compiling Kubernetes {KUBERNETES}, 5 to 10 minutes the first time");
     let packages = ["components", "pause", "pod-server"];
+    let compiler = golang::compiler()?;
     for package in packages {
-        command::run(&mut go(&sources, &bin, package)?)?;
+        command::run(&mut go(&compiler, &sources, &bin, package))?;
     }
     archive::write(
         &Image {
@@ -99,15 +101,12 @@ pub(super) fn build(directory: &Path) -> Result<Artifacts> {
     Ok(artifacts)
 }
 
-fn go(sources: &Path, bin: &Path, package: &str) -> Result<Command> {
-    let program = command::find("go")
-        .or_else(|| Some(PathBuf::from("/usr/local/go/bin/go")).filter(|go| go.exists()))
-        .context("the test cluster needs Go 1.26 or newer, in PATH or /usr/local/go")?;
+fn go(compiler: &Path, sources: &Path, bin: &Path, package: &str) -> Command {
     let mut version = KUBERNETES.trim_start_matches('v').split('.');
     let [major, minor] = [(); 2].map(|()| version.next().unwrap_or_default());
     let variable = "-X k8s.io/component-base/version.git";
     let mut go = Command::new("nice");
-    go.arg(program)
+    go.arg(compiler)
         // Not the state of the working tree: equal sources give an equal program.
         .args(["build", "-trimpath", "-buildvcs=false", "-ldflags"])
         .arg(format!(
@@ -118,7 +117,7 @@ fn go(sources: &Path, bin: &Path, package: &str) -> Result<Command> {
         .arg(format!("./{package}"))
         .env("CGO_ENABLED", "0")
         .current_dir(sources);
-    Ok(go)
+    go
 }
 
 /// A number that changes with any Go source and any dependency.
