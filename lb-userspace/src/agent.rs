@@ -58,8 +58,6 @@ const RESYNC: Duration = Duration::from_mins(1);
 const EXPIRY: Duration = Duration::from_secs(10);
 /// How often refusals of the data path are read.
 const REFUSALS: Duration = Duration::from_secs(1);
-/// How long a burst of changes is gathered.
-const GATHER: Duration = Duration::from_millis(1);
 /// Longest wait for the device tables to follow a change of the SNAT addresses.
 const FOLLOW: Duration = Duration::from_secs(5);
 
@@ -227,7 +225,6 @@ impl Agent {
             tokio::select! {
                 changed = self.source.changed() => {
                     changed.map_err(|_gone| source_gone())?;
-                    tokio::time::sleep(GATHER).await;
                     stale = true;
                 }
                 changed = self.monitor.view.changed() => {

@@ -50,7 +50,7 @@ mod pace;
 mod received;
 mod table;
 
-/// How long a burst of events is gathered.
+/// How long events are gathered after others were told of: the first of a burst never waits.
 const BURST: Duration = Duration::from_millis(2);
 /// Longest time to connect.
 const CONNECT: Duration = Duration::from_secs(5);
@@ -239,9 +239,12 @@ async fn follow(cluster: Cluster, scope: Scope, sender: watch::Sender<Arc<Source
         missed: false,
     };
     let mut due: Option<Instant> = None;
+    let mut quiet_from = Instant::now();
     loop {
         let publish = async {
             match due {
+                // The timer's next tick may be a millisecond away.
+                Some(at) if at <= Instant::now() => {}
                 Some(at) => sleep_until(at).await,
                 None => std::future::pending().await,
             }
@@ -251,6 +254,7 @@ async fn follow(cluster: Cluster, scope: Scope, sender: watch::Sender<Arc<Source
             () = publish => {
                 due = None;
                 follower.publish(&sender);
+                quiet_from = Instant::now() + BURST;
             }
             Some(what) = answers.recv() => follower.answered(what),
             Some((what, item)) = events.next() => {
@@ -262,7 +266,7 @@ async fn follow(cluster: Cluster, scope: Scope, sender: watch::Sender<Arc<Source
                     Err(failure) => follower.failed(what, &failure),
                 };
                 if changed {
-                    due.get_or_insert_with(|| Instant::now() + BURST);
+                    due.get_or_insert_with(|| quiet_from.max(Instant::now()));
                 }
             }
         }
