@@ -33,7 +33,7 @@ use self::{
 use crate::{
     attach::Attacher,
     config::{Config, PodInterfaces},
-    dataplane::bpf::BpfDataplane,
+    dataplane::{DataplaneError, bpf::BpfDataplane},
     devices::{self, Monitor, NetworkView},
     events,
     expire::{Expiry, IdleTicks},
@@ -281,13 +281,16 @@ impl Agent {
         let node = node_config(&self.config, &view, source.node.as_ref());
         let planned = Arc::clone(&source);
         let bind = self.observer.bind(&node);
-        let (draft, news) = self
-            .blocking(move |worker| {
-                let draft = worker.plan(&planned.snapshot, &node, planned.unread);
-                let news = worker.report(&planned.rejections, &draft.rejected);
-                (draft, news)
-            })
-            .await?;
+        let drafted = self.blocking(move |worker| {
+            worker.reread()?;
+            let draft = worker.plan(&planned.snapshot, &node, planned.unread);
+            let news = worker.report(&planned.rejections, &draft.rejected);
+            Ok((draft, news))
+        });
+        let (draft, news) = match drafted.await? {
+            Ok(drafted) => drafted,
+            Err(error) => return Ok(Some(self.failed("read the tables back", &error))),
+        };
         for rejection in &news {
             self.events.reject(rejection);
         }
@@ -301,13 +304,16 @@ impl Agent {
                 // What the plan gave back makes room for the rest.
                 Ok(again.then_some(Duration::ZERO))
             }
-            Err(error) => {
-                self.failures = self.failures.saturating_add(1);
-                let wait = backoff(self.failures);
-                error!(failures = self.failures, ?wait, "apply: {}", chain(&error));
-                Ok(Some(wait))
-            }
+            Err(error) => Ok(Some(self.failed("apply", &error))),
         }
+    }
+
+    /// Says what failed, and returns how long to wait before trying again.
+    fn failed(&mut self, what: &str, error: &DataplaneError) -> Duration {
+        self.failures = self.failures.saturating_add(1);
+        let wait = backoff(self.failures);
+        error!(failures = self.failures, ?wait, "{what}: {}", chain(error));
+        wait
     }
 
     /// The network, its SNAT addresses being those the configuration and the Node ask for.

@@ -139,6 +139,13 @@ pub struct ServiceRecord {
     pub source_ranges: u32,
 }
 
+impl ServiceRecord {
+    /// Whether a new flow can find a backend here.
+    pub const fn selects(&self) -> bool {
+        self.cluster.length > 0 || self.local.length > 0
+    }
+}
+
 #[expect(
     clippy::trivially_copy_pass_by_ref,
     reason = "the signature serde calls"

@@ -21,7 +21,7 @@ use crate::{
     node::NodeConfig,
     plan::{HealthCheck, Patch, Plan, Planner, Quarantine, keep},
     snapshot::{ObjectName, Rejection, Snapshot},
-    tables::TableSet,
+    tables::{ServiceRecord, TableSet},
 };
 
 mod nearby;
@@ -49,6 +49,8 @@ pub(super) struct Worker {
     unseen: BTreeSet<String>,
     /// When addresses last left the tables, if the filter still has their bits.
     filter_stale_since: Option<Instant>,
+    /// A change failed in the middle and the tables could not be read back since.
+    unknown: bool,
 }
 
 #[derive(Debug, Default)]
@@ -97,6 +99,7 @@ impl Worker {
             nearby: Nearby::default(),
             unseen: BTreeSet::new(),
             filter_stale_since: Some(now),
+            unknown: false,
         };
         worker.resync()?;
         let services = worker.actual.services.values();
@@ -119,15 +122,25 @@ impl Worker {
     /// Reads the tables back: the kernel is the truth. True if they were not as we thought.
     pub(super) fn resync(&mut self) -> Result<bool, DataplaneError> {
         let found = self.dataplane.dump()?;
+        self.unknown = false;
         if found == self.actual {
             return Ok(false);
         }
+        self.remember_gone(&found, clock());
         self.actual = found;
         self.nearby = Nearby::of(&self.actual);
         self.metrics.found(&self.actual);
         // Whoever changed them may have stopped between members and the epoch.
         self.planner.raise_epochs();
         Ok(true)
+    }
+
+    /// Reads the tables back if what they hold is not known: nothing can be planned from a guess.
+    pub(super) fn reread(&mut self) -> Result<(), DataplaneError> {
+        if self.unknown {
+            self.resync()?;
+        }
+        Ok(())
     }
 
     /// Decides; writes nothing.
@@ -165,8 +178,12 @@ impl Worker {
             .planner
             .plan(&self.actual, snapshot, node, &self.quarantine);
         if !self.unseen.is_empty() {
-            for record in tables.services.values() {
-                self.unseen.remove(&record.name);
+            for (id, record) in &tables.services {
+                // Its endpoints may be what cannot be read.
+                let old = self.actual.services.get(id);
+                if record.selects() || !old.is_some_and(ServiceRecord::selects) {
+                    self.unseen.remove(&record.name);
+                }
             }
             keep(&self.actual, &mut tables, &self.unseen);
             // The tables are not those that were planned.
@@ -225,6 +242,9 @@ impl Worker {
                 "operations failed in the middle"
             );
             self.planner.forget();
+            // Also if nothing was written: the plan that was to raise them is gone.
+            self.planner.raise_epochs();
+            self.unknown = true;
             let resynced = self.resync();
             self.nearby = Nearby::of(&self.actual);
             return resynced.and(Err(error));
@@ -347,26 +367,55 @@ impl Worker {
     fn remember_freed(&mut self, ops: &[TableOp], now: Instant) {
         for op in ops {
             match op {
-                TableOp::RemoveService(id) => {
-                    self.quarantine.services.insert(*id);
-                    self.freed.services.insert(*id, now);
-                }
+                TableOp::RemoveService(id) => self.free_service(*id, now),
                 TableOp::SetBackend(id, new) => {
                     let old = self.actual.backends.get(id);
                     if let Some(old) = old.filter(|old| old.incarnation != new.incarnation) {
                         self.quarantine.incarnations.insert(*id, old.incarnation);
                     }
                 }
-                TableOp::RemoveBackend(id) => {
-                    if let Some(old) = self.actual.backends.get(id) {
-                        self.quarantine.incarnations.insert(*id, old.incarnation);
-                    }
-                    self.quarantine.backends.insert(*id);
-                    self.freed.backends.insert(*id, now);
-                }
+                TableOp::RemoveBackend(id) => self.free_backend(*id, now),
                 _ => {}
             }
         }
+    }
+
+    /// The same for what is gone, or another's, without an operation of ours that says so.
+    fn remember_gone(&mut self, found: &TableSet, now: Instant) {
+        let services = self.actual.services.keys();
+        let services: Vec<_> = services
+            .filter(|id| !found.services.contains_key(id))
+            .copied()
+            .collect();
+        for id in services {
+            self.free_service(id, now);
+        }
+        let mut backends = Vec::new();
+        for (id, old) in &self.actual.backends {
+            match found.backends.get(id) {
+                None => backends.push(*id),
+                Some(new) if new.incarnation != old.incarnation => {
+                    self.quarantine.incarnations.insert(*id, old.incarnation);
+                }
+                Some(_) => {}
+            }
+        }
+        for id in backends {
+            self.free_backend(id, now);
+        }
+    }
+
+    fn free_service(&mut self, id: u32, now: Instant) {
+        self.quarantine.services.insert(id);
+        self.freed.services.insert(id, now);
+    }
+
+    fn free_backend(&mut self, id: u32, now: Instant) {
+        if let Some(old) = self.actual.backends.get(&id) {
+            self.quarantine.incarnations.insert(id, old.incarnation);
+        }
+        self.quarantine.backends.insert(id);
+        self.freed.backends.insert(id, now);
     }
 }
 

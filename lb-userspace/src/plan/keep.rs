@@ -7,14 +7,19 @@ use lb_common::service::{Selection, address_role};
 
 use crate::tables::{ServiceRecord, TableSet};
 
-/// Adds to `desired` the service ports of `previous` with these names that it lacks, with all they
-/// need. What `desired` has stays as it is: a frontend it gave to another is not taken back.
+/// Adds to `desired` the service ports of `previous` with these names that it lacks, or has without any
+/// backend, with all they need. What else `desired` has stays as it is: a frontend it gave to another
+/// is not taken back.
 ///
 /// A plan made from `previous` never gives away ids and extents that `previous` names, so that both
 /// fit together.
 pub fn keep(previous: &TableSet, desired: &mut TableSet, names: &BTreeSet<String>) {
     let wanted = |id: &u32, record: &ServiceRecord| {
-        names.contains(&record.name) && !desired.services.contains_key(id)
+        let lacks = match desired.services.get(id) {
+            None => true,
+            Some(new) => record.selects() && !new.selects(),
+        };
+        names.contains(&record.name) && lacks
     };
     let kept: Vec<_> = previous
         .services

@@ -176,6 +176,26 @@ fn order_of_the_input_does_not_matter() {
 }
 
 #[test]
+fn a_service_whose_slice_could_not_be_read_at_the_start_keeps_its_backends() {
+    let web = || service("web", &["192.0.2.1"], &["80"]);
+    let with = |endpoints: &[&str]| snapshot([web()], [slice("web_1", &["80"], endpoints)]);
+    let before = plan_of(&with(&["10.1.0.1"]), &node()).tables;
+    let name = before.services[&1].name.clone();
+    for (case, now, expected) in [
+        ("no slice", snapshot([web()], []), &before),
+        (
+            "another slice",
+            with(&["10.1.0.2"]),
+            &plan_after(&before, &with(&["10.1.0.2"]), &node()).tables,
+        ),
+    ] {
+        let mut after = plan_after(&before, &now, &node()).tables;
+        keep(&before, &mut after, &[name.clone()].into());
+        assert_eq!(&after, expected, "{case}");
+    }
+}
+
+#[test]
 fn what_could_not_be_read_at_the_start_is_kept() {
     let restricted = |object: ServiceObject, range: &str| ServiceObject {
         restricts_sources: true,
