@@ -25,12 +25,24 @@ pub struct Netfilter {
     pub kube_proxy: bool,
 }
 
+impl Netfilter {
+    /// What must be assumed where nothing can be found out.
+    pub const UNKNOWN: Self = Self {
+        masquerade: true,
+        kube_proxy: true,
+    };
+}
+
 /// Looks at the rules of this network namespace.
-pub fn inspect() -> Netfilter {
-    let (tables, chains) = (list(GET_TABLE), list(GET_CHAIN));
-    let rules = list(GET_RULE);
+///
+/// # Errors
+///
+/// If they cannot be read, or change all the time. A kernel without nftables has none.
+pub fn inspect() -> io::Result<Netfilter> {
+    let (tables, chains) = (list(GET_TABLE)?, list(GET_CHAIN)?);
+    let rules = list(GET_RULE)?;
     let legacy = legacy_tables();
-    judge(&tables, &chains, &rules, &legacy)
+    Ok(judge(&tables, &chains, &rules, &legacy))
 }
 
 /// Judges by names alone: an answer is a few fields and many names.
@@ -49,11 +61,21 @@ fn judge(tables: &[Vec<u8>], chains: &[Vec<u8>], rules: &[Vec<u8>], legacy: &str
 }
 
 /// Everything of a kind, in all families. Empty without nftables.
-fn list(kind: u16) -> Vec<Vec<u8>> {
+fn list(kind: u16) -> io::Result<Vec<Vec<u8>>> {
     // struct nfgenmsg: family (unspecified), version, resource id.
-    let answers = netlink::request(NETLINK_NETFILTER, kind, netlink::DUMP, &[0; 4]);
-    let answers = answers.unwrap_or_default();
-    answers.into_iter().map(|answer| answer.payload).collect()
+    match netlink::request(NETLINK_NETFILTER, kind, netlink::DUMP, &[0; 4]) {
+        Ok(answers) => Ok(answers.into_iter().map(|answer| answer.payload).collect()),
+        Err(error) if is_absent(&error) => Ok(Vec::new()),
+        Err(error) => Err(error),
+    }
+}
+
+/// Whether the kernel says that it has no nftables, or none of a kind.
+fn is_absent(error: &io::Error) -> bool {
+    matches!(
+        error.raw_os_error(),
+        Some(libc::ENOENT | libc::EINVAL | libc::EOPNOTSUPP | libc::EPROTONOSUPPORT)
+    )
 }
 
 /// Names of the tables of the older iptables, one a line.

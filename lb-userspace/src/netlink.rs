@@ -11,6 +11,10 @@ const NLMSG_ERROR: u16 = 2;
 const NLMSG_DONE: u16 = 3;
 const NLM_F_REQUEST: u16 = 1;
 const NLM_F_ACK: u16 = 4;
+/// The objects changed while they were listed.
+const NLM_F_DUMP_INTR: u16 = 0x10;
+/// Attempts at a list that changes while it is read.
+const ATTEMPTS: usize = 5;
 /// Ask for all objects of a kind.
 pub(crate) const DUMP: u16 = 0x300;
 /// The bits of an attribute's type that are flags.
@@ -20,6 +24,7 @@ const TYPE_MASK: u16 = 0x3fff;
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub(crate) struct Message {
     pub(crate) kind: u16,
+    pub(crate) flags: u16,
     pub(crate) payload: Vec<u8>,
 }
 
@@ -27,13 +32,28 @@ pub(crate) struct Message {
 ///
 /// # Errors
 ///
-/// If the socket fails or the kernel answers with an error.
+/// If the socket fails, the kernel answers with an error, or what was asked for changes all the time.
 pub(crate) fn request(
     protocol: isize,
     kind: u16,
     flags: u16,
     payload: &[u8],
 ) -> io::Result<Vec<Message>> {
+    for _ in 0..ATTEMPTS {
+        if let Some(answers) = try_request(protocol, kind, flags, payload)? {
+            return Ok(answers);
+        }
+    }
+    Err(io::ErrorKind::Interrupted.into())
+}
+
+/// `None`: what was asked for changed while it was listed.
+fn try_request(
+    protocol: isize,
+    kind: u16,
+    flags: u16,
+    payload: &[u8],
+) -> io::Result<Option<Vec<Message>>> {
     let mut socket = Socket::new(protocol)?;
     socket.bind_auto()?;
     socket.connect(&SocketAddr::new(0, 0))?;
@@ -48,15 +68,17 @@ pub(crate) fn request(
     bytes.extend(payload);
     socket.send(&bytes, 0)?;
     let mut answers = Vec::new();
+    let mut interrupted = false;
     loop {
         let (received, _) = socket.recv_from_full()?;
         for message in messages(&received) {
+            interrupted |= message.flags & NLM_F_DUMP_INTR != 0;
             match message.kind {
-                NLMSG_DONE => return Ok(answers),
+                NLMSG_DONE => return Ok((!interrupted).then_some(answers)),
                 NLMSG_ERROR => {
                     let code = first_i32(&message.payload);
                     if code == 0 {
-                        return Ok(answers);
+                        return Ok(Some(answers));
                     }
                     return Err(io::Error::from_raw_os_error(-code));
                 }
@@ -77,6 +99,7 @@ pub(crate) fn messages(datagram: &[u8]) -> Vec<Message> {
         };
         found.push(Message {
             kind: u16_at(header, 4),
+            flags: u16_at(header, 6),
             payload: payload.to_vec(),
         });
         rest = rest.get(length.next_multiple_of(4)..).unwrap_or_default();

@@ -47,7 +47,13 @@ pub(super) struct Translators {
 impl Translators {
     /// Looks for the first time.
     pub(super) async fn look(config: &Config) -> Result<Self, AgentError> {
-        let found = spawn_blocking(netfilter::inspect).await?;
+        let found = match spawn_blocking(netfilter::inspect).await? {
+            Ok(found) => found,
+            Err(error) => {
+                warn!(%error, "netfilter's rules cannot be read: assuming a masquerade and a kube-proxy");
+                Netfilter::UNKNOWN
+            }
+        };
         let choices = Choices::new(config, found);
         info!(
             masquerade = found.masquerade,
@@ -69,7 +75,13 @@ impl Translators {
 
     /// Looks again, and says what a change means.
     pub(super) async fn look_again(&mut self, config: &Config) -> Result<(), AgentError> {
-        let found = spawn_blocking(netfilter::inspect).await?;
+        let found = match spawn_blocking(netfilter::inspect).await? {
+            Ok(found) => found,
+            Err(error) => {
+                warn!(%error, "netfilter's rules cannot be read: what was found last stays in force");
+                return Ok(());
+            }
+        };
         let before = std::mem::replace(&mut self.found, found);
         if found == before {
             return Ok(());
