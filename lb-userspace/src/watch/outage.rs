@@ -111,6 +111,9 @@ fn transport(error: &watcher::Error) -> String {
     texts.pop().unwrap_or_default()
 }
 
+/// Most causes that are told of one outage.
+const CAUSES: usize = 64;
+
 /// What fails at the moment, and what was said about it.
 #[derive(Debug, Default)]
 pub(super) struct Outages {
@@ -122,7 +125,9 @@ impl Outages {
     /// Notes a failure. Returns whether its cause is news.
     pub(super) fn failed(&mut self, what: What, cause: &str) -> bool {
         self.open.insert(what);
-        self.said.insert(cause.to_owned())
+        // Numbers apart: some causes tell the time, or a version.
+        let kind = cause.replace(|c: char| c.is_ascii_digit(), "#");
+        self.said.len() < CAUSES && self.said.insert(kind)
     }
 
     /// Notes an answer. Returns whether it ends the outage.
@@ -234,6 +239,11 @@ mod tests {
         assert!(!outages.failed(What::Slices, "refused"), "the same cause");
         assert!(!outages.failed(What::Services, "refused"), "again");
         assert!(outages.failed(What::Services, "401"), "another cause");
+        assert!(outages.failed(What::Services, "expired at 17"), "a third");
+        assert!(
+            !outages.failed(What::Services, "expired at 18"),
+            "the same but for a number"
+        );
         assert!(!outages.failed(What::Services, "refused"), "to and fro");
         assert!(!outages.answered(What::Node), "was never out");
         assert!(!outages.answered(What::Services), "not all");
