@@ -3,7 +3,12 @@
 //! They are open to whoever reaches the node: a server holds few connections, none of them idle for
 //! long, and none outlives its server.
 
-use std::{io, net::SocketAddr, time::Duration};
+use std::{
+    collections::VecDeque,
+    io,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    time::Duration,
+};
 
 use axum::{
     Router,
@@ -22,19 +27,20 @@ use nix::sys::{
 use serde::Serialize;
 use tokio::{
     net::{TcpListener, TcpSocket, TcpStream},
-    task::{JoinHandle, JoinSet},
+    task::{AbortHandle, JoinHandle, JoinSet},
     time::timeout,
 };
 use tracing::debug;
 
-/// Connections a server holds at a time; more wait to be accepted.
+/// Connections a server holds at a time. The oldest makes room for one more, so that whoever holds many
+/// does not keep a probe from being answered.
 const CONNECTIONS: usize = 256;
 /// Connections that may wait.
 const BACKLOG: u32 = 128;
 /// How long a client may take to send a request, or to send another one.
 const IDLE: Duration = Duration::from_secs(20);
 /// How long a connection may last: who reads slowly shall not hold it for ever.
-const LONGEST: Duration = Duration::from_hours(1);
+const LONGEST: Duration = Duration::from_mins(10);
 /// Wait before accepting again when there is no descriptor left.
 const EXHAUSTED: Duration = Duration::from_millis(100);
 
@@ -59,7 +65,8 @@ pub struct Server {
 }
 
 impl Server {
-    /// Listens on `address` and answers with `router`. The unspecified IPv6 address takes IPv4 too.
+    /// Listens on `address` and answers with `router`. The unspecified IPv6 address takes IPv4 too, and
+    /// IPv4 alone where the kernel has no IPv6.
     ///
     /// To be called within a runtime.
     ///
@@ -67,6 +74,26 @@ impl Server {
     ///
     /// If the address is taken, or not this node's.
     pub fn start(address: SocketAddr, router: Router) -> io::Result<Self> {
+        let listener = match Self::listen(address) {
+            Err(error)
+                if address.ip() == IpAddr::from(Ipv6Addr::UNSPECIFIED)
+                    && matches!(
+                        error.raw_os_error(),
+                        Some(libc::EAFNOSUPPORT | libc::EADDRNOTAVAIL)
+                    ) =>
+            {
+                let unspecified = Ipv4Addr::UNSPECIFIED.into();
+                Self::listen(SocketAddr::new(unspecified, address.port()))
+            }
+            other => other,
+        }?;
+        Ok(Self {
+            address: listener.local_addr()?,
+            task: tokio::spawn(serve(listener, router)),
+        })
+    }
+
+    fn listen(address: SocketAddr) -> io::Result<TcpListener> {
         let socket = if address.is_ipv6() {
             let socket = TcpSocket::new_v6()?;
             setsockopt(&socket, Ipv6V6Only, &false)?;
@@ -77,11 +104,7 @@ impl Server {
         // Lets a server follow one whose connections are not forgotten yet, never join one.
         socket.set_reuseaddr(true)?;
         socket.bind(address)?;
-        let listener = socket.listen(BACKLOG)?;
-        Ok(Self {
-            address: listener.local_addr()?,
-            task: tokio::spawn(serve(listener, router)),
-        })
+        socket.listen(BACKLOG)
     }
 
     /// As [`Self::start`], with the key of the configuration that names the address.
@@ -150,14 +173,18 @@ pub(crate) fn json(status: StatusCode, body: &impl Serialize) -> Response {
 /// Accepts until aborted; the connections end with it.
 async fn serve(listener: TcpListener, router: Router) {
     let mut connections = JoinSet::new();
+    let mut oldest_first: VecDeque<AbortHandle> = VecDeque::new();
     loop {
         while connections.try_join_next().is_some() {}
-        if connections.len() >= CONNECTIONS {
-            connections.join_next().await;
-        }
         match listener.accept().await {
             Ok((stream, _)) => {
-                connections.spawn(connection(stream, router.clone()));
+                oldest_first.retain(|connection| !connection.is_finished());
+                if oldest_first.len() >= CONNECTIONS
+                    && let Some(oldest) = oldest_first.pop_front()
+                {
+                    oldest.abort();
+                }
+                oldest_first.push_back(connections.spawn(connection(stream, router.clone())));
             }
             Err(error) => {
                 debug!(%error, "accept");
@@ -176,5 +203,33 @@ async fn connection(stream: TcpStream, router: Router) {
         Ok(Ok(())) => {}
         Ok(Err(error)) => debug!(%error, "connection"),
         Err(_elapsed) => debug!("connection closed for its age"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use axum::routing::get;
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+
+    use super::*;
+
+    #[tokio::test]
+    async fn whoever_holds_every_connection_keeps_nobody_out() {
+        let router = Router::new().route("/", get(|| async { "well" }));
+        let server = Server::start((Ipv4Addr::LOCALHOST, 0).into(), router).expect("a server");
+        let mut held = Vec::new();
+        for _ in 0..CONNECTIONS + 10 {
+            held.push(TcpStream::connect(server.address()).await.expect("connect"));
+        }
+        let mut probe = TcpStream::connect(server.address()).await.expect("connect");
+        let request = b"GET / HTTP/1.1\r\nHost: test\r\nConnection: close\r\n\r\n";
+        probe.write_all(request).await.expect("send");
+        let mut answer = String::new();
+        timeout(IDLE / 2, probe.read_to_string(&mut answer))
+            .await
+            .expect("in time")
+            .expect("an answer");
+        assert!(answer.ends_with("well"), "{answer}");
+        drop(held);
     }
 }

@@ -75,7 +75,7 @@ pub struct ConfigFlags {
     #[arg(long, value_name = "SWITCH")]
     pub health_check_node_ports: Option<String>,
     /// Where to serve /livez, /healthz and /readyz, or `off`; may be repeated
-    /// [default: 0.0.0.0:10356]
+    /// [default: [::]:10356, IPv4 too]
     #[arg(long = "health-address", value_name = "ADDRESS:PORT")]
     pub health_addresses: Vec<String>,
     /// Where to serve /metrics, or `off`; may be repeated [default: 127.0.0.1:10350]

@@ -9,7 +9,7 @@ use super::{
 };
 
 /// Default of `healthAddress`.
-pub(super) const HEALTH: &str = "0.0.0.0:10356";
+pub(super) const HEALTH: &str = "[::]:10356";
 /// Default of `metricsAddress`.
 pub(super) const METRICS: &str = "127.0.0.1:10350";
 /// Longest value of a label, in bytes.

@@ -26,7 +26,7 @@ fn defaults_are_those_of_the_documentation() {
     assert_eq!(config.health_check_node_ports, Switch::Auto);
     let text = |addresses: &[SocketAddr]| addresses.iter().map(SocketAddr::to_string).collect();
     let health: Vec<String> = text(&config.health_addresses);
-    assert_eq!(health, ["0.0.0.0:10356"]);
+    assert_eq!(health, ["[::]:10356"]);
     let metrics: Vec<String> = text(&config.metrics_addresses);
     assert_eq!(metrics, ["127.0.0.1:10350"]);
     assert!(config.events && config.pod_networks.is_empty());

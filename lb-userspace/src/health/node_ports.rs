@@ -6,7 +6,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     io,
-    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    net::{IpAddr, Ipv6Addr, SocketAddr},
     sync::Arc,
     time::Duration,
 };
@@ -241,7 +241,7 @@ impl Listeners {
                 self.missing.insert(listener, missing);
                 continue;
             };
-            match listen(listener.1, check) {
+            match Server::start(listener.1, check::router(Arc::clone(check))) {
                 Ok(server) => {
                     info!(service = %listener.0, address = %listener.1, "health check served");
                     self.open.insert(listener, server);
@@ -307,24 +307,6 @@ impl Listeners {
 
 fn is_taken(error: &io::Error) -> bool {
     error.kind() == io::ErrorKind::AddrInUse
-}
-
-fn listen(address: SocketAddr, check: &Arc<Check>) -> io::Result<Server> {
-    let router = || check::router(Arc::clone(check));
-    match Server::start(address, router()) {
-        // A kernel without IPv6.
-        Err(error)
-            if address.ip() == IpAddr::from(Ipv6Addr::UNSPECIFIED)
-                && matches!(
-                    error.raw_os_error(),
-                    Some(libc::EAFNOSUPPORT | libc::EADDRNOTAVAIL)
-                ) =>
-        {
-            let v4 = SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), address.port());
-            Server::start(v4, router())
-        }
-        other => other,
-    }
 }
 
 #[cfg(test)]
