@@ -147,7 +147,7 @@ fn who_takes_a_deleted_services_frontend_takes_its_flows() {
         let question = talk.question();
         let moved = towards(INSIDE, 6, &question.clone().from(&talk.seen()).to(&new));
         let heir = book.service().gone([old.as_str()]).backends([new.as_str()]);
-        let moves = || {
+        let follows = || {
             from(OUTSIDE, &question)
                 .forwards(&moved)
                 .creates()
@@ -159,13 +159,13 @@ fn who_takes_a_deleted_services_frontend_takes_its_flows() {
             case(name("at once"), talk.tables())
                 .steps(talk.handshake())
                 .tables(heir.clone().id(2), 1)
-                .step(moves()),
+                .step(follows()),
             case(name("after a while without"), talk.tables())
                 .steps(talk.handshake())
                 .tables(deleted(), 1)
                 .step(talk.request(&question))
                 .tables(heir.clone().id(2), 1)
-                .step(moves()),
+                .step(follows()),
             case(name("with the same backend"), talk.tables())
                 .steps(talk.handshake())
                 .tables(
