@@ -10,7 +10,12 @@ use std::{path::PathBuf, sync::mpsc::Receiver, time::Duration};
 use anyhow::{Context as _, Result, ensure};
 use serde::Serialize;
 
-use self::{agent::Agent, api::Api, plane::Plane, tables::Tables};
+use self::{
+    agent::{Agent, Begin},
+    api::Api,
+    plane::Plane,
+    tables::Tables,
+};
 use crate::control::Percentiles;
 
 mod agent;
@@ -45,10 +50,7 @@ pub struct Options {
 struct Outcome {
     services: u32,
     endpoints: u32,
-    /// From the agent's start until its lists were complete.
-    listed: f64,
-    /// From then until everything was in the tables.
-    programmed: f64,
+    begin: Begin,
     /// From the write to the API server until it was in the tables.
     from_write: Percentiles,
     /// From the event, as another watch saw it, until it was in the tables.
@@ -76,11 +78,9 @@ pub fn run(options: &Options) -> Result<()> {
     api.fill(options.services, options.endpoints)?;
     say("starting the agent");
     let agent = Agent::start(options, &plane.kubeconfig, directory.path())?;
-    let (listed, programmed) = agent.wait_until_programmed()?;
+    let begin = agent.wait_until_programmed()?;
     let before = agent.peak_memory()?;
-    say(&format!(
-        "lists complete after {listed:.0} ms, everything in the tables {programmed:.0} ms later"
-    ));
+    say("everything is in the tables, changing endpoints");
     let tables = Tables::open()?;
     let events = api.watch()?;
     let changes = change(options, &api, &tables, &events)?;
@@ -89,8 +89,7 @@ pub fn run(options: &Options) -> Result<()> {
     let outcome = Outcome {
         services: options.services,
         endpoints: options.endpoints,
-        listed,
-        programmed,
+        begin,
         from_write: of(|times| times.0)?,
         from_event: of(|times| times.1)?,
         planned: Percentiles::of(planned)?,
@@ -137,8 +136,7 @@ fn print(outcome: &Outcome) {
     let Outcome {
         services,
         endpoints,
-        listed,
-        programmed,
+        begin,
         from_write,
         from_event,
         planned,
@@ -146,8 +144,19 @@ fn print(outcome: &Outcome) {
         memory,
     } = outcome;
     println!("{services} Services of {endpoints} endpoints from a real API server");
-    println!("  agent's start until its lists were complete  {listed:>10.0} ms");
-    println!("  lists complete until everything was written  {programmed:>10.0} ms");
+    println!("  the agent's start, ms");
+    for (what, time) in [
+        ("start → lists complete", begin.listed),
+        ("start → programs loaded, meanwhile", begin.loaded),
+        ("planning", begin.planned),
+        ("writing", begin.applied),
+        (
+            "lists complete → everything in the tables",
+            begin.programmed,
+        ),
+    ] {
+        println!("    {what:<42}{time:>8.0}");
+    }
     println!(
         "  one endpoint changed, ms{:>28}{:>10}{:>10}",
         "p50", "p99", "max"

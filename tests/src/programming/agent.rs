@@ -7,6 +7,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, bail};
+use serde::Serialize;
 use serde_json::Value;
 
 use super::{Options, PATIENCE, plane::Process};
@@ -21,6 +22,20 @@ pub(super) const PIN_ROOT: &str = "/sys/fs/bpf/sluice";
 pub(super) struct Agent {
     process: Process,
     log: PathBuf,
+}
+
+/// How the agent began, in milliseconds.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub(super) struct Begin {
+    /// From its start until its lists were complete.
+    pub(super) listed: f64,
+    /// From its start until the programs were loaded, which happens meanwhile.
+    pub(super) loaded: f64,
+    /// Planning everything, and writing it.
+    pub(super) planned: f64,
+    pub(super) applied: f64,
+    /// From complete lists until everything was in the tables.
+    pub(super) programmed: f64,
 }
 
 impl Agent {
@@ -50,23 +65,13 @@ log: {{format: json}}
         })
     }
 
-    /// Milliseconds until the lists were complete, and from then until everything was written.
-    pub(super) fn wait_until_programmed(&self) -> Result<(f64, f64)> {
+    /// Waits until everything was written.
+    pub(super) fn wait_until_programmed(&self) -> Result<Begin> {
         let start = now();
         loop {
             let lines = self.lines()?;
-            let at = |what: &str| {
-                let line = lines.iter().find(|line| message(line) == Some(what))?;
-                time_of_day(line.get("timestamp")?.as_str()?)
-            };
-            let first = lines
-                .first()
-                .and_then(|l| time_of_day(l.get("timestamp")?.as_str()?));
-            let listed = at("the Kubernetes API's lists are complete");
-            if let (Some(first), Some(listed), Some(written)) =
-                (first, listed, at("tables changed"))
-            {
-                return Ok((listed - first, written - listed));
+            if let Some(begin) = Begin::of(&lines) {
+                return Ok(begin);
             }
             if start.elapsed() > PATIENCE {
                 let text = std::fs::read_to_string(&self.log).unwrap_or_default();
@@ -83,10 +88,6 @@ log: {{format: json}}
             .iter()
             .filter(|line| message(line) == Some("tables changed"))
             .skip(1);
-        let field = |line: &Value, name: &str| {
-            let text = line.get(name)?.as_str()?;
-            milliseconds(text)
-        };
         let times: Option<Vec<_>> = changes
             .map(|line| Some((field(line, "planned_in")?, field(line, "applied_in")?)))
             .collect();
@@ -107,6 +108,30 @@ log: {{format: json}}
             .filter_map(|line| serde_json::from_str(line).ok())
             .collect())
     }
+}
+
+impl Begin {
+    /// By the lines of the log; `None` while the last one is missing.
+    fn of(lines: &[Value]) -> Option<Self> {
+        let line = |what: &str| lines.iter().find(|line| message(line) == Some(what));
+        let time = |line: &Value| time_of_day(line.get("timestamp")?.as_str()?);
+        let start = time(lines.first()?)?;
+        let listed = time(line("the Kubernetes API's lists are complete")?)?;
+        let loaded = time(line("data path loaded")?)?;
+        let changed = line("tables changed")?;
+        Some(Self {
+            listed: listed - start,
+            loaded: loaded - start,
+            planned: field(changed, "planned_in")?,
+            applied: field(changed, "applied_in")?,
+            programmed: time(changed)? - listed,
+        })
+    }
+}
+
+/// A field that tells a duration, in milliseconds.
+fn field(line: &Value, name: &str) -> Option<f64> {
+    milliseconds(line.get(name)?.as_str()?)
 }
 
 fn message(line: &Value) -> Option<&str> {
