@@ -1,4 +1,4 @@
-use std::{collections::BTreeMap, net::IpAddr, sync::Arc};
+use std::{net::IpAddr, sync::Arc};
 
 use proptest::prelude::*;
 
@@ -11,14 +11,12 @@ use crate::{
     },
     maglev,
     node::NodeConfig,
-    plan::{
-        Planner, Quarantine,
-        fixture::{node, service, slice, snapshot},
-        plan,
-    },
-    snapshot::{ObjectName, ServiceObject, SliceObject, Snapshot, TrafficPolicy},
+    plan::{Planner, Quarantine, plan},
+    snapshot::{ObjectName, Snapshot},
     tables::TableSet,
 };
+
+mod cases;
 
 /// An agent without a kernel: what it plans, it has.
 #[derive(Default)]
@@ -174,9 +172,10 @@ fn apart(mut state: Snapshot) -> Snapshot {
     state
 }
 
-fn sizes() -> impl Strategy<Value = (u32, u32)> {
-    let any_size = || prop_oneof![Just(65_536_u32), Just(65_536), 2_u32..12];
-    (any_size(), any_size())
+/// Tables of which some are nearly full.
+fn any_sizes() -> impl Strategy<Value = [u32; 6]> {
+    let any_size = || prop_oneof![5 => Just(65_536_u32), 1 => 2_u32..16];
+    std::array::from_fn(|_| any_size())
 }
 
 fn follow_all(
@@ -202,10 +201,14 @@ proptest! {
 
     #[test]
     fn a_patch_is_what_the_whole_plan_would_be(
-        node in any_node(), (backends, services) in sizes(), start in any_snapshot(),
+        node in any_node(), sizes in any_sizes(), start in any_snapshot(),
         meet in any::<bool>(), steps in proptest::collection::vec(any_step(), 1..10)
     ) {
-        let sizes = TableSizes { services, backends, ..node.sizes.clone() };
+        let [services, backends, members, frontends, addresses, gateway_endpoints] = sizes;
+        let sizes = TableSizes {
+            frontends, gateway_endpoints, services, backends, members, addresses,
+            ..node.sizes.clone()
+        };
         let node = NodeConfig { sizes, ..node };
         let mut state = start;
         let states = steps.into_iter().map(|step| {
@@ -216,212 +219,4 @@ proptest! {
         });
         follow_all(&node, states)?;
     }
-}
-
-fn web(name: &str, vip: &str) -> ServiceObject {
-    service(name, &[vip], &["a:80", "b:81"])
-}
-
-fn endpoints(name: &str, endpoints: &[&str]) -> SliceObject {
-    slice(name, &["a:80", "b:8081"], endpoints)
-}
-
-/// Three Services, two of which have the same endpoints.
-fn three() -> Snapshot {
-    snapshot(
-        [
-            web("s1", "192.0.2.1"),
-            web("s2", "192.0.2.2"),
-            web("s3", "192.0.2.3"),
-        ],
-        [
-            endpoints("s1_1", &["10.1.0.1", "10.1.0.2 on=edge-1"]),
-            endpoints("s2_1", &["10.1.0.1", "10.1.0.2 on=edge-1"]),
-            endpoints("s3_1", &["10.1.0.3"]),
-        ],
-    )
-}
-
-#[test]
-fn which_changes_are_planned_apart() {
-    let with_slice = |name: &str, list: &[&str]| {
-        let mut state = three();
-        let slice = endpoints(name, list);
-        state.slices.insert(slice.name.clone(), Arc::new(slice));
-        state
-    };
-    let with_service = |object: ServiceObject| {
-        let mut state = three();
-        state.services.insert(object.name.clone(), Arc::new(object));
-        state
-    };
-    let without = |name: &str| {
-        let mut state = three();
-        state.services.remove(&ObjectName::new("default", name));
-        state
-    };
-    let ranges = |mut object: ServiceObject| {
-        object.restricts_sources = true;
-        object.source_ranges = vec!["10.0.0.0/8".parse().expect("a network")];
-        object
-    };
-    let cases: [(&str, Snapshot, bool); 14] = [
-        ("nothing", three(), true),
-        (
-            "an endpoint more",
-            with_slice("s3_1", &["10.1.0.3", "10.1.0.4"]),
-            true,
-        ),
-        (
-            "an endpoint another Service has",
-            with_slice("s3_1", &["10.1.0.1"]),
-            true,
-        ),
-        ("no endpoint any more", with_slice("s1_1", &[]), true),
-        ("a slice more", with_slice("s1_2", &["10.1.0.7"]), true),
-        (
-            "a slice of no Service",
-            with_slice("s9_1", &["10.1.0.7"]),
-            true,
-        ),
-        ("a Service more", with_service(web("s4", "192.0.2.4")), true),
-        ("a Service less", without("s1"), true),
-        (
-            "another address",
-            with_service(web("s1", "192.0.2.9")),
-            true,
-        ),
-        (
-            "another policy",
-            with_service(ServiceObject {
-                external_policy: TrafficPolicy::Local,
-                ..web("s1", "192.0.2.1")
-            }),
-            true,
-        ),
-        (
-            "another's address, other ports",
-            {
-                let other = service("s4", &["192.0.2.1"], &["c:82"]);
-                with_service(other)
-            },
-            true,
-        ),
-        (
-            "a frontend another has",
-            with_service(web("s4", "192.0.2.1")),
-            false,
-        ),
-        (
-            "source ranges",
-            with_service(ranges(web("s1", "192.0.2.1"))),
-            false,
-        ),
-        (
-            "the cluster's networks",
-            {
-                let networks = ["10.96.0.0/12".parse().expect("a network")].into();
-                Snapshot {
-                    service_networks: networks,
-                    ..three()
-                }
-            },
-            false,
-        ),
-    ];
-    for (name, state, expected) in cases {
-        let mut agent = Agent::default();
-        agent.follow(&three(), &node()).expect("a plan");
-        assert_eq!(agent.patched, 0);
-        agent.follow(&state, &node()).expect(name);
-        assert_eq!(agent.patched == 1, expected, "{name}");
-        agent.follow(&three(), &node()).expect(name);
-        assert_eq!(agent.patched == 2, expected, "{name}, and back");
-    }
-}
-
-type Prepare = fn(&mut Planner);
-
-#[test]
-fn a_patch_is_only_made_from_tables_that_were_written() {
-    let changed = {
-        let mut state = three();
-        let slice = endpoints("s3_1", &["10.1.0.9"]);
-        state.slices.insert(slice.name.clone(), Arc::new(slice));
-        state
-    };
-    let quarantine = Quarantine::default();
-    let empty = TableSet::default();
-    let cases: [(&str, Prepare, bool); 5] = [
-        ("written", Planner::written, true),
-        ("not written", |_| {}, false),
-        (
-            "forgotten",
-            |planner| {
-                planner.written();
-                planner.forget();
-            },
-            false,
-        ),
-        (
-            "epochs to be raised",
-            |planner| {
-                planner.written();
-                planner.raise_epochs();
-            },
-            false,
-        ),
-        (
-            "planned twice",
-            |planner| {
-                planner.written();
-                let tables = plan(
-                    &TableSet::default(),
-                    &three(),
-                    &node(),
-                    &Quarantine::default(),
-                )
-                .tables;
-                let patch = planner.patch(&tables, &three(), &node(), &Quarantine::default());
-                assert!(patch.is_some());
-            },
-            false,
-        ),
-    ];
-    for (name, prepare, expected) in cases {
-        let mut planner = Planner::default();
-        let tables = planner.plan(&empty, &three(), &node(), &quarantine).tables;
-        prepare(&mut planner);
-        let patch = planner.patch(&tables, &changed, &node(), &quarantine);
-        assert_eq!(patch.is_some(), expected, "{name}");
-    }
-}
-
-/// One endpoint changes in one of many Services.
-#[test]
-fn a_change_of_many_is_small() {
-    let count = 200;
-    let vip = |i: usize| format!("192.0.2.{i}");
-    let services: Vec<_> = (0..count).map(|i| web(&format!("s{i}"), &vip(i))).collect();
-    let slices = (0..count).map(|i| {
-        let list: Vec<_> = (1..=5).map(|n| format!("10.1.{i}.{n}")).collect();
-        let list: Vec<_> = list.iter().map(String::as_str).collect();
-        endpoints(&format!("s{i}_1"), &list)
-    });
-    let mut state = snapshot(services, slices);
-    let mut agent = Agent::default();
-    agent.follow(&state, &node()).expect("a plan");
-    let changed = endpoints("s100_1", &["10.1.100.1", "10.1.100.2"]);
-    state.slices.insert(changed.name.clone(), Arc::new(changed));
-    let patch = agent
-        .planner
-        .patch(&agent.tables, &state, &node(), &agent.quarantine);
-    let ops = patch.expect("a patch").ops;
-    let kind = |op| format!("{op:?}").split('(').next().map(str::to_owned);
-    let mut kinds = BTreeMap::<_, usize>::new();
-    for kind in ops.iter().filter_map(kind) {
-        *kinds.entry(kind).or_default() += 1;
-    }
-    // Two service ports lose three backends each, and are published before and after.
-    insta::assert_compact_debug_snapshot!(kinds, @r#"{"FreeExtent": 2, "RemoveBackend": 6, "RemoveMember": 6, "SetService": 4, "WriteExtent": 2}"#);
 }
