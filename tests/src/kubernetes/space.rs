@@ -6,6 +6,7 @@ use std::{
     net::{IpAddr, SocketAddr},
     process::Output,
     sync::atomic::{AtomicU8, Ordering},
+    time::Duration,
 };
 
 use serde_json::{Value, json};
@@ -17,6 +18,9 @@ use super::{
     objects,
 };
 use crate::netns::text;
+
+/// How long Kubernetes' own controllers may take, also after an outage.
+const CONTROLLERS: Duration = Duration::from_mins(3);
 
 /// A namespace, deleted on drop.
 #[derive(Debug)]
@@ -182,8 +186,15 @@ impl<'c> Space<'c> {
         self.kubectl(&format!("rollout status deployment/{name} --timeout=120s"));
     }
 
-    /// Waits until the outside client gets answers.
+    /// Waits until the outside client gets answers, once Kubernetes itself has endpoints to offer: after an
+    /// outage of the API server its controllers take their time.
     pub fn wait_served(&self, servers: &[SocketAddr]) {
+        let ready = "{.items[*].endpoints[?(@.conditions.ready==true)].addresses[0]}";
+        let offered = poll(CONTROLLERS, || {
+            let addresses = self.field("endpointslices", ready);
+            (!addresses.is_empty()).then_some(())
+        });
+        assert!(offered.is_some(), "no ready endpoint in any EndpointSlice");
         for server in servers {
             self.wait_answer(*server, Result::is_ok);
         }

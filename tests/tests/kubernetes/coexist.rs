@@ -2,8 +2,9 @@
 
 use std::{collections::BTreeSet, net::IpAddr};
 
-use lb_tests::kubernetes::{
-    client::Answer, cluster::PATIENCE, load::SNAT, objects, say, space::Space,
+use lb_tests::{
+    kubernetes::{client::Answer, cluster::PATIENCE, load::SNAT, objects, say, space::Space},
+    netns::poll_until,
 };
 
 use crate::take;
@@ -31,7 +32,12 @@ fn pods_of_the_edge_node_go_by_kube_proxy_while_clients_go_by_sluice() {
             address.to_owned()
         };
         let words = format!("exec local -- /pod-server get -n 20 http://{host}:80/");
-        let printed = space.kubectl(&words);
+        // kube-proxy may hear of the second pod later than we do.
+        let printed = poll_until("every pod's answer by kube-proxy", PATIENCE, || {
+            let printed = space.kubectl(&words);
+            let all = pods.iter().all(|pod| printed.contains(pod.as_str()));
+            all.then_some(printed)
+        });
         let answers: Vec<_> = printed
             .lines()
             .map(|line| Answer::parse(line).expect("an answer"))
