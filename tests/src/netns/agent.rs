@@ -189,7 +189,7 @@ impl<'w> Node<'w> {
                 panic!("the agent ended ({status}):\n{}", process.output());
             }
             let log = process.output();
-            names.iter().all(|name| log.contains(name)).then_some(())
+            names.iter().all(|name| taken(&log, name)).then_some(())
         });
     }
 
@@ -312,6 +312,13 @@ impl<'w> Node<'w> {
         let out = self.lbctl(arguments);
         serde_json::from_str(&out).unwrap_or_else(|e| panic!("lbctl {arguments:?}: {e}\n{out}"))
     }
+}
+
+/// Whether the log tells of an interface's receiving programs. `lb_egress` comes before them, with the
+/// tables, and alone serves nobody.
+fn taken(log: &str, name: &str) -> bool {
+    let mut lines = log.lines().filter(|line| line.contains(name));
+    lines.any(|line| !line.contains(": TCX egress"))
 }
 
 fn directory(root: &Path) -> Option<PinDirectory> {
