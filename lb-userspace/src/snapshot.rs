@@ -9,6 +9,7 @@ use std::{
     fmt,
     net::IpAddr,
     sync::Arc,
+    time::Duration,
 };
 
 use imbl::OrdMap;
@@ -18,6 +19,7 @@ use crate::tables::{Family, Protocol};
 
 pub mod address;
 pub mod convert;
+pub mod duration;
 
 /// Everything the sources know about the cluster.
 ///
@@ -240,6 +242,9 @@ pub struct ServiceObject {
     pub allocate_node_ports: bool,
     /// `spec.loadBalancerClass`.
     pub load_balancer_class: Option<String>,
+    /// Annotation `sluice.dev/drain-deadline`: how long flows may stay with a backend that left.
+    /// None: until they end.
+    pub drain_deadline: Option<Duration>,
     /// Annotations of ours, `sluice.dev/…`.
     pub annotations: BTreeMap<String, String>,
 }

@@ -1,8 +1,6 @@
 //! From the Kubernetes types to the [`Snapshot`](super::Snapshot)'s. What cannot be understood is
 //! left out and named; it never takes the rest of the object with it.
 
-use std::collections::BTreeMap;
-
 use k8s_openapi::api::core::v1::{Service, ServicePort, ServiceSpec};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
@@ -16,6 +14,7 @@ use super::{
 };
 use crate::tables::{Family, Protocol};
 
+mod annotations;
 mod node;
 mod slice;
 
@@ -23,8 +22,6 @@ mod slice;
 const PROXY_NAME: &str = "service.kubernetes.io/service-proxy-name";
 /// Label: balance nothing although addresses are assigned.
 const HEADLESS: &str = "service.kubernetes.io/headless";
-/// Prefix of our annotations.
-const OURS: &str = "sluice.dev/";
 /// Affinity timeout where the API server has not filled one in.
 const AFFINITY_SECONDS: i32 = 10_800;
 /// Fields named of one object; who has ten thousand broken ones need not read of each.
@@ -139,7 +136,8 @@ pub fn service(
         publish_not_ready: spec.publish_not_ready_addresses.unwrap_or(false),
         allocate_node_ports: spec.allocate_load_balancer_node_ports.unwrap_or(true),
         load_balancer_class: spec.load_balancer_class.clone(),
-        annotations: annotations(&service.metadata),
+        drain_deadline: annotations::drain_deadline(&service.metadata, &mut rejected),
+        annotations: annotations::ours(&service.metadata),
         name: name.clone(),
     };
     (Some(object), rejected.finish())
@@ -183,13 +181,6 @@ fn label<'a>(metadata: &'a ObjectMeta, key: &str) -> Option<&'a str> {
 
 fn has_label(metadata: &ObjectMeta, key: &str) -> bool {
     label(metadata, key).is_some()
-}
-
-fn annotations(metadata: &ObjectMeta) -> BTreeMap<String, String> {
-    let all = metadata.annotations.iter().flatten();
-    all.filter(|(key, _)| key.starts_with(OURS))
-        .map(|(key, value)| (key.clone(), value.clone()))
-        .collect()
 }
 
 fn is_another_proxys(metadata: &ObjectMeta, claimed: Option<&str>) -> bool {

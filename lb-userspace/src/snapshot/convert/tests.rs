@@ -103,6 +103,40 @@ fn a_bad_address_is_named_and_the_rest_goes_on() {
 }
 
 #[test]
+fn a_drain_deadline_is_a_duration_or_named() {
+    const FIELD: &str = "Service default/web: metadata.annotations[sluice.dev/drain-deadline]:";
+    for (name, text, expected, rejection) in [
+        ("minutes", "30m", Some(1_800), None),
+        ("spaces around it", " 1h ", Some(3_600), None),
+        ("at once", "0s", Some(0), None),
+        (
+            "a number",
+            "30",
+            None,
+            Some(
+                "`30` is not a duration such as 30m or 1h30m; flows stay with a backend until they end",
+            ),
+        ),
+    ] {
+        let mut value = base(json!({"ports": [{"port": 80}]}));
+        value["metadata"]["annotations"] = json!({"sluice.dev/drain-deadline": text});
+        let (object, rejections) = service_of(value);
+        let object = object.expect("the Service is served");
+        let seconds = object.drain_deadline.map(|deadline| deadline.as_secs());
+        assert_eq!(seconds, expected, "{name}");
+        let said: Vec<_> = rejection
+            .iter()
+            .map(|text| format!("{FIELD} {text}"))
+            .collect();
+        assert_eq!(rejections, said, "{name}");
+    }
+    assert_eq!(
+        service_of(base(json!({}))).0.and_then(|s| s.drain_deadline),
+        None
+    );
+}
+
+#[test]
 fn families_come_from_the_field_else_from_the_addresses() {
     for (name, spec, expected) in [
         (
