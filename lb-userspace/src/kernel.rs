@@ -18,6 +18,8 @@ use std::{
 
 use lb_common::wire::Wire;
 
+#[cfg(debug_assertions)]
+pub use self::seam::look_after_each_write;
 pub use self::{
     link::{Hook, Link, LinkInfo, has_tcx, program_id},
     map::{Map, MapInfo},
@@ -32,6 +34,7 @@ mod map;
 mod mapping;
 mod offload;
 mod run;
+mod seam;
 
 /// Waits until every program run that began before the call has ended, on every CPU.
 ///

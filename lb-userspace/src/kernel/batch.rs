@@ -5,7 +5,8 @@ use std::{io, os::fd::AsFd as _};
 use lb_common::wire::Wire;
 
 use super::{
-    Map, address, address_mut, bpf, command, invalid, map::found, raw, slice, slice_mut, zeroed,
+    Map, address, address_mut, bpf, command, invalid, map::found, raw, seam, slice, slice_mut,
+    zeroed,
 };
 
 /// Elements asked for in one batch call: large enough to make the call cheap, small enough for L2.
@@ -73,6 +74,10 @@ impl Map {
                 keys.len(),
                 values.len()
             )));
+        }
+        if seam::is_watched() {
+            let mut both = keys.iter().zip(values);
+            return both.try_for_each(|(key, value)| self.update(key, value));
         }
         for (keys, values) in keys.chunks(BATCH).zip(values.chunks(BATCH)) {
             let mut attr = self.batch(slice(keys), slice(values), keys.len());
@@ -142,6 +147,7 @@ impl Map {
                 }
                 Err(error) => return Err(error),
             }
+            seam::written(self.info().id);
         }
         Ok(())
     }
@@ -153,6 +159,10 @@ impl Map {
     /// The first other failure; elements before it are removed.
     pub fn delete_batch<K: Wire>(&self, keys: &[K]) -> io::Result<()> {
         self.check::<K>()?;
+        if seam::is_watched() {
+            let mut keys = keys.iter();
+            return keys.try_for_each(|key| self.delete(key).map(drop));
+        }
         let mut rest = keys;
         while !rest.is_empty() {
             let chunk = rest.get(..BATCH.min(rest.len())).unwrap_or(rest);

@@ -9,7 +9,8 @@ use std::{
 use lb_common::wire::Wire;
 
 use super::{
-    address, address_mut, bpf, command, invalid, open_pinned, possible_cpus, raw, slice_mut, zeroed,
+    address, address_mut, bpf, command, invalid, open_pinned, possible_cpus, raw, seam, slice_mut,
+    zeroed,
 };
 
 /// What the kernel says a map is.
@@ -155,7 +156,27 @@ impl Map {
         self.check_value::<V>()?;
         let mut attr = self.element(address(key), address(value), 0);
         // SAFETY: key and value point to buffers of the sizes the kernel uses for this map.
-        unsafe { bpf(command::UPDATE_ELEM, &mut attr) }.map(drop)
+        unsafe { bpf(command::UPDATE_ELEM, &mut attr) }?;
+        seam::written(self.info.id);
+        Ok(())
+    }
+
+    /// Writes one element that is not there yet; false if it is.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::update`].
+    pub fn insert<K: Wire, V: Wire>(&self, key: &K, value: &V) -> io::Result<bool> {
+        const NOEXIST: u64 = 1;
+        self.check::<K>()?;
+        self.check_value::<V>()?;
+        let mut attr = self.element(address(key), address(value), NOEXIST);
+        // SAFETY: key and value point to buffers of the sizes the kernel uses for this map.
+        match unsafe { bpf(command::UPDATE_ELEM, &mut attr) } {
+            Ok(_) => Ok(true),
+            Err(error) if error.raw_os_error() == Some(libc::EEXIST) => Ok(false),
+            Err(error) => Err(error),
+        }
     }
 
     /// Removes one element; false if it was not there.
@@ -167,7 +188,9 @@ impl Map {
         self.check::<K>()?;
         let mut attr = self.element(address(key), 0, 0);
         // SAFETY: key points to a buffer of the size the kernel uses for this map.
-        found(unsafe { bpf(command::DELETE_ELEM, &mut attr) })
+        let found = found(unsafe { bpf(command::DELETE_ELEM, &mut attr) })?;
+        seam::written(self.info.id);
+        Ok(found)
     }
 
     /// Appends to a queue.

@@ -7,13 +7,15 @@ use std::{
     sync::atomic::{AtomicU32, AtomicU64, Ordering, fence},
 };
 
-use super::{Map, invalid};
+use super::{Map, invalid, seam};
 
 /// The memory of a `BPF_F_MMAPABLE` array, shared with the data path.
 ///
 /// Every access is a single aligned word, atomic, so that the data path sees old or new, never a mix.
 #[derive(Debug)]
 pub struct Mapping {
+    /// Kernel id of the array.
+    map: u32,
     base: NonNull<u8>,
     bytes: usize,
     stride: usize,
@@ -68,6 +70,7 @@ impl Mapping {
         }
         let base = NonNull::new(base.cast()).ok_or_else(|| invalid("mapped at 0".to_owned()))?;
         Ok(Self {
+            map: map.info().id,
             base,
             bytes,
             stride,
@@ -109,6 +112,7 @@ impl Mapping {
         self.writable()?;
         let word = self.word32(offset).ok_or_else(|| self.outside(offset))?;
         word.store(value, Ordering::Release);
+        seam::written(self.map);
         Ok(())
     }
 
@@ -121,6 +125,7 @@ impl Mapping {
         self.writable()?;
         let word = self.word64(offset).ok_or_else(|| self.outside(offset))?;
         word.store(value, Ordering::Release);
+        seam::written(self.map);
         Ok(())
     }
 
@@ -133,6 +138,7 @@ impl Mapping {
         self.writable()?;
         let word = self.word64(offset).ok_or_else(|| self.outside(offset))?;
         word.fetch_or(bits, Ordering::AcqRel);
+        seam::written(self.map);
         Ok(())
     }
 
@@ -144,6 +150,19 @@ impl Mapping {
     pub fn add_u32(&self, offset: usize, amount: u32) -> io::Result<u32> {
         self.writable()?;
         let word = self.word32(offset).ok_or_else(|| self.outside(offset))?;
+        let before = word.fetch_add(amount, Ordering::AcqRel);
+        seam::written(self.map);
+        Ok(before)
+    }
+
+    /// Adds to a 64-bit word and returns what it held before.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::store_u32`].
+    pub fn add_u64(&self, offset: usize, amount: u64) -> io::Result<u64> {
+        self.writable()?;
+        let word = self.word64(offset).ok_or_else(|| self.outside(offset))?;
         Ok(word.fetch_add(amount, Ordering::AcqRel))
     }
 
@@ -159,10 +178,14 @@ impl Mapping {
             .words32(offset, all)
             .ok_or_else(|| self.outside(offset))?;
         let source = words.iter().copied().chain(std::iter::repeat(0));
-        for (word, value) in place.iter().zip(source) {
+        for (at, (word, value)) in place.iter().zip(source).enumerate() {
             word.store(value, Ordering::Relaxed);
+            if at == all / 2 {
+                seam::written(self.map);
+            }
         }
         fence(Ordering::SeqCst);
+        seam::written(self.map);
         Ok(())
     }
 
