@@ -18,10 +18,13 @@
 //! that carries data again was not reset by its peer: it returns to ESTABLISHED.
 
 use crate::{
-    addr::{Addr4, Addr6, Be16},
-    flow::{Flow, Flow4, Flow6},
+    flow::{Flow4, Flow6},
     wire,
 };
+
+mod entry;
+
+pub use entry::{Entry, Entry4, Entry6, flag};
 
 /// States of a half. Plain numbers: they come from memory which another flow may have reused.
 pub mod state {
@@ -180,189 +183,6 @@ impl Note {
     pub const fn value(self) -> u32 {
         self.0 as u32
     }
-}
-
-wire! {
-    /// One direction of an IPv4 flow. 64 bytes of hash element, key included: one cache line.
-    pub struct Entry4 {
-        /// [`Head`].
-        pub head: u64,
-        /// [`Route`].
-        pub route: u64,
-        /// [`Note`].
-        pub note: u64,
-        /// Source address to write.
-        pub source: Addr4,
-        /// Destination address to write.
-        pub destination: Addr4,
-        /// Source port to write.
-        pub source_port: Be16,
-        /// Destination port to write.
-        pub destination_port: Be16,
-        /// Bits of [`flag`].
-        pub flags: u32,
-        /// Backend id.
-        pub backend: u32,
-        /// Service-port id.
-        pub service: u32,
-    }
-}
-
-wire! {
-    /// One direction of an IPv6 flow.
-    pub struct Entry6 {
-        /// [`Head`].
-        pub head: u64,
-        /// [`Route`].
-        pub route: u64,
-        /// [`Note`].
-        pub note: u64,
-        /// Source address to write.
-        pub source: Addr6,
-        /// Destination address to write.
-        pub destination: Addr6,
-        /// Source port to write.
-        pub source_port: Be16,
-        /// Destination port to write.
-        pub destination_port: Be16,
-        /// Bits of [`flag`].
-        pub flags: u32,
-        /// Backend id.
-        pub backend: u32,
-        /// Service-port id.
-        pub service: u32,
-    }
-}
-
-/// What the two entry types have in common.
-pub trait Entry: Copy + Default {
-    /// The key type of the family.
-    type Flow: Flow;
-
-    /// An entry that rewrites packets to `written`.
-    fn new(head: Head, written: &Self::Flow, flags: u32, backend: u32, service: u32) -> Self;
-    /// The tuple a packet has after the rewrite. The other half's key is its reverse.
-    fn written(&self, protocol: u8) -> Self::Flow;
-    /// First word.
-    fn head(&self) -> Head;
-    /// Second word.
-    fn route(&self) -> Route;
-    /// Third word.
-    fn note(&self) -> Note;
-    /// Replaces the first word of a copy.
-    fn set_head(&mut self, head: Head);
-    /// Replaces the second word of a copy.
-    fn set_route(&mut self, route: Route);
-    /// Replaces the third word of a copy.
-    fn set_note(&mut self, note: Note);
-    /// Bits of [`flag`].
-    fn flags(&self) -> u32;
-    /// Replaces the flags of a copy.
-    fn set_flags(&mut self, flags: u32);
-    /// Backend id.
-    fn backend(&self) -> u32;
-    /// Service-port id.
-    fn service(&self) -> u32;
-}
-
-macro_rules! entry {
-    ($name:ident, $flow:ident) => {
-        impl Entry for $name {
-            type Flow = $flow;
-
-            #[inline(always)]
-            fn new(head: Head, written: &$flow, flags: u32, backend: u32, service: u32) -> Self {
-                Self {
-                    head: head.0,
-                    route: Route::new(head.identity(), 0, 0, 0).0,
-                    note: Note::new(head.identity(), 0).0,
-                    source: written.source,
-                    destination: written.destination,
-                    source_port: written.source_port,
-                    destination_port: written.destination_port,
-                    flags,
-                    backend,
-                    service,
-                }
-            }
-
-            #[inline(always)]
-            fn written(&self, protocol: u8) -> $flow {
-                $flow {
-                    source: self.source,
-                    destination: self.destination,
-                    source_port: self.source_port,
-                    destination_port: self.destination_port,
-                    protocol: protocol as u32,
-                }
-            }
-
-            #[inline(always)]
-            fn head(&self) -> Head {
-                Head(self.head)
-            }
-
-            #[inline(always)]
-            fn route(&self) -> Route {
-                Route(self.route)
-            }
-
-            #[inline(always)]
-            fn note(&self) -> Note {
-                Note(self.note)
-            }
-
-            #[inline(always)]
-            fn set_head(&mut self, head: Head) {
-                self.head = head.0;
-            }
-
-            #[inline(always)]
-            fn set_route(&mut self, route: Route) {
-                self.route = route.0;
-            }
-
-            #[inline(always)]
-            fn set_note(&mut self, note: Note) {
-                self.note = note.0;
-            }
-
-            #[inline(always)]
-            fn flags(&self) -> u32 {
-                self.flags
-            }
-
-            #[inline(always)]
-            fn set_flags(&mut self, flags: u32) {
-                self.flags = flags;
-            }
-
-            #[inline(always)]
-            fn backend(&self) -> u32 {
-                self.backend
-            }
-
-            #[inline(always)]
-            fn service(&self) -> u32 {
-                self.service
-            }
-        }
-    };
-}
-
-entry!(Entry4, Flow4);
-entry!(Entry6, Flow6);
-
-/// Bits of [`Entry4::flags`] and [`Entry6::flags`].
-pub mod flag {
-    /// Backend to client.
-    pub const REVERSE: u32 = 1;
-    /// The client's address is replaced too.
-    pub const FULL_NAT: u32 = 1 << 1;
-    /// The backend is the node itself: forward packets go to the stack, replies are met at egress.
-    pub const HOST: u32 = 1 << 2;
-    /// The backend is a pod of this node.
-    pub const LOCAL: u32 = 1 << 3;
 }
 
 wire! {
@@ -526,13 +346,6 @@ mod tests {
         assert_eq!(ticks_since(7, 7), 0);
         assert_eq!(ticks_since(10, 11), 0);
         assert_eq!(ticks_since(0x00ff_ffff, 0), 0);
-    }
-
-    #[test]
-    fn entry_sizes_decide_the_memory_per_flow() {
-        // The kernel's element is 48 bytes of header, the key and the value.
-        assert_eq!(48 + size_of::<Flow4>() + size_of::<Entry4>(), 112);
-        assert_eq!(48 + size_of::<Flow6>() + size_of::<Entry6>(), 160);
     }
 
     #[test]

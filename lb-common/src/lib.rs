@@ -15,6 +15,7 @@ pub mod bench;
 pub mod checksum;
 pub mod config;
 pub mod conntrack;
+pub mod control;
 pub mod device;
 pub mod flow;
 pub mod maglev;
@@ -28,4 +29,8 @@ pub mod wire;
 /// Raised with every change of a wire type, a [`reason::Reason`] number or a map definition.
 ///
 /// It is part of the layout hash, so two versions never share a pin directory.
-pub const ABI_VERSION: u32 = 2;
+#[cfg(not(feature = "second-layout"))]
+pub const ABI_VERSION: u32 = 3;
+/// The version of the layout that only tests know.
+#[cfg(feature = "second-layout")]
+pub const ABI_VERSION: u32 = 1_003;

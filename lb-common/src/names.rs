@@ -93,10 +93,13 @@ maps! {
     SNAT_V4 = 256,
     /// SNAT addresses.
     SNAT_V6 = 256,
+    /// (service-port id, backend id) → Unix second at which the flows left there are ended. Kept for the
+    /// agent, which writes and reads it; no program does.
+    DRAINS = 65_536,
     /// Later fragments' ports.
     FRAGMENTS = 16_384,
-    /// The agent's hint that routes or neighbours moved: one 32-bit word.
-    ROUTE_GENERATION = 1,
+    /// One [`crate::control::Control`]: what user space tells the running data path.
+    CONTROL = 1,
     /// Per-CPU counters by [`crate::reason::Counter::index`].
     COUNTERS = 128,
     /// Per-CPU traffic by service-port id.

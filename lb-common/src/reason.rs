@@ -92,6 +92,12 @@ counted! {
         SourceRange = 26: "source_range",
         /// An address of a service network (`ServiceCIDR`) that no Service has.
         UnallocatedAddress = 27: "unallocated_address",
+        /// Another layout of the tables serves: left to its programs.
+        Standby = 28: "standby",
+        /// Would begin a flow or change one's state while the tables are copied: TCP repeats it.
+        Frozen = 29: "frozen",
+        /// A flow of the node's own stack, older than our frontend.
+        StackFlow = 30: "stack_flow",
     }
 }
 
@@ -144,6 +150,8 @@ counted! {
         FlowExpired = 20: "flow_expired",
         /// An RST too far from the window changed nothing.
         ResetImplausible = 21: "reset_implausible",
+        /// A flow was ended by the agent, since its backend's drain deadline had passed.
+        FlowEnded = 22: "flow_ended",
     }
 }
 
@@ -152,9 +160,12 @@ impl Reason {
     #[inline(always)]
     pub const fn verdict(self) -> Verdict {
         match self {
-            Self::NotIp | Self::NotOurs | Self::UnsupportedProtocol | Self::UnknownFlowToStack => {
-                Verdict::Pass
-            }
+            Self::NotIp
+            | Self::NotOurs
+            | Self::UnsupportedProtocol
+            | Self::UnknownFlowToStack
+            | Self::Standby
+            | Self::StackFlow => Verdict::Pass,
             Self::Truncated
             | Self::Fragment
             | Self::ExtensionHeader
@@ -178,7 +189,8 @@ impl Reason {
             | Self::BrokenTable
             | Self::Malformed
             | Self::SourceRange
-            | Self::UnallocatedAddress => Verdict::Drop,
+            | Self::UnallocatedAddress
+            | Self::Frozen => Verdict::Drop,
         }
     }
 }

@@ -229,6 +229,7 @@ pub mod affinity {
         }
     }
 
+    #[cfg(not(feature = "second-layout"))]
     wire! {
         /// Value of `AFFINITY`.
         pub struct Affinity {
@@ -236,6 +237,32 @@ pub mod affinity {
             pub backend: u32,
             /// Tick of the last new connection.
             pub stamp: u32,
+        }
+    }
+
+    #[cfg(feature = "second-layout")]
+    wire! {
+        /// Value of `AFFINITY`.
+        pub struct Affinity {
+            /// Tick of the last new connection.
+            pub stamp: u32,
+            /// Always zero.
+            pub reserved: u32,
+            /// Backend id.
+            pub backend: u32,
+        }
+    }
+
+    impl Affinity {
+        /// The backend of a connection made at tick `stamp`.
+        #[inline(always)]
+        pub const fn new(backend: u32, stamp: u32) -> Self {
+            Self {
+                backend,
+                stamp,
+                #[cfg(feature = "second-layout")]
+                reserved: 0,
+            }
         }
     }
 }

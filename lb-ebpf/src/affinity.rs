@@ -50,7 +50,8 @@ pub(crate) fn find<F: Family>(
         return 0;
     };
     // SAFETY: copied at once; what was recycled meanwhile fails the look into `MEMBERS`, or is as good.
-    let Some(Affinity { backend, stamp }) = unsafe { AFFINITY.get(&record.key) }.copied() else {
+    let Some(Affinity { backend, stamp, .. }) = unsafe { AFFINITY.get(&record.key) }.copied()
+    else {
         return 0;
     };
     let silent = ticks_since(packet.now, stamp) as u64 * config!(tick_millis) as u64;
@@ -91,10 +92,7 @@ fn keep<F: Family>(packet: &FlowPacket<F::Flow>, service: u32, backend: u32) -> 
             }
         }
     }
-    record.value = Affinity {
-        backend,
-        stamp: packet.now,
-    };
+    record.value = Affinity::new(backend, packet.now);
     // Least recently used: there is always room. A failure costs the client its affinity.
     match AFFINITY.insert(&record.key, &record.value, 0) {
         Ok(()) => backend,

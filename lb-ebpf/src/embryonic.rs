@@ -3,7 +3,7 @@
 use core::mem::MaybeUninit;
 
 use lb_common::{
-    conntrack::{Entry as _, Head, Note, Segment, flag, state, tcp_flag, ticks_since},
+    conntrack::{Entry, Head, Note, Segment, flag, state, tcp_flag, ticks_since},
     flow::Flow as _,
     names::flow_use,
     reason::Event,
@@ -91,12 +91,12 @@ fn request<F: Family>(
     let head = out.head();
     let reply_key = out.written(packet.protocol()).reversed();
     let peer = match F::embryonic(&reply_key) {
-        // SAFETY: looked up just now; words one and three are read.
+        // SAFETY: looked up just now; head and note are read.
         Some(peer) => unsafe {
             let words = peer.cast::<u64>();
             Some((
                 Head(words.read_volatile()),
-                Note(words.add(2).read_volatile()),
+                Note(words.add(F::Entry::NOTE_WORD).read_volatile()),
             ))
         },
         None => None,

@@ -4,7 +4,7 @@ use core::mem::MaybeUninit;
 
 use lb_common::{
     conntrack::{
-        self, Entry as _, Head, Note, Segment, flag,
+        self, Entry, Head, Note, Segment, flag,
         state::{self, CONDEMNED, QUEUED},
         tcp_flag,
     },
@@ -63,9 +63,9 @@ pub(crate) unsafe fn exchange_head<E>(entry: *mut E, old: Head, new: Head) -> bo
 ///
 /// As for [`exchange_head`].
 #[inline(always)]
-pub(crate) unsafe fn exchange_route<E>(entry: *mut E, old: u64, new: u64) -> bool {
-    // SAFETY: the route is the second, aligned word of the entry.
-    unsafe { atomic::compare_exchange(entry.cast::<u64>().add(1), old, new) }
+pub(crate) unsafe fn exchange_route<E: Entry>(entry: *mut E, old: u64, new: u64) -> bool {
+    // SAFETY: the route is an aligned word of the entry.
+    unsafe { atomic::compare_exchange(entry.cast::<u64>().add(E::ROUTE_WORD), old, new) }
 }
 
 /// Compare-and-exchanges the note of an entry.
@@ -74,9 +74,9 @@ pub(crate) unsafe fn exchange_route<E>(entry: *mut E, old: u64, new: u64) -> boo
 ///
 /// As for [`exchange_head`].
 #[inline(always)]
-pub(crate) unsafe fn exchange_note<E>(entry: *mut E, old: Note, new: Note) -> bool {
-    // SAFETY: the note is the third, aligned word of the entry.
-    unsafe { atomic::compare_exchange(entry.cast::<u64>().add(2), old.0, new.0) }
+pub(crate) unsafe fn exchange_note<E: Entry>(entry: *mut E, old: Note, new: Note) -> bool {
+    // SAFETY: the note is an aligned word of the entry.
+    unsafe { atomic::compare_exchange(entry.cast::<u64>().add(E::NOTE_WORD), old.0, new.0) }
 }
 
 /// The hot lookup. [`Step::FORWARD`]: `out` is all the packet needs. [`Step::MISS`]: not known.
@@ -231,13 +231,13 @@ pub(crate) fn transition<F: Family>(packet: &FlowPacket<F::Flow>, found: &F::Ent
         return false;
     };
     for _ in 0..3 {
-        // SAFETY: looked up just now; only first and third words are read.
+        // SAFETY: looked up just now; only head and note are read.
         let (own, head, note) = unsafe {
             let words = peer.cast::<u64>();
             (
                 Head(entry.cast::<u64>().read_volatile()),
                 Head(words.read_volatile()),
-                Note(words.add(2).read_volatile()),
+                Note(words.add(F::Entry::NOTE_WORD).read_volatile()),
             )
         };
         if own.identity() != identity || head.identity() != identity {

@@ -21,9 +21,7 @@ use crate::{
     established,
     family::{AF_INET6, Family},
     flow_packet::{FlowPacket, Step},
-    tables::{
-        self, DEVICE_INDEX, DEVICES, NEXT_HOP_FREE, NEXT_HOP_INDEX, NEXT_HOPS, ROUTE_GENERATION,
-    },
+    tables::{self, CONTROL, DEVICE_INDEX, DEVICES, NEXT_HOP_FREE, NEXT_HOP_INDEX, NEXT_HOPS},
     words,
 };
 
@@ -66,9 +64,9 @@ impl Resolved {
 #[inline(always)]
 #[expect(clippy::cast_possible_truncation, reason = "flows keep sixteen bits")]
 pub(crate) fn route_generation() -> u16 {
-    ROUTE_GENERATION.get_ptr(0).map_or(0, |word| {
+    CONTROL.get_ptr(0).map_or(0, |control| {
         // SAFETY: an aligned word of an array element, written by the agent through its mapping.
-        unsafe { word.read_volatile() as u16 }
+        unsafe { (&raw const (*control).route_generation).read_volatile() as u16 }
     })
 }
 

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! rtnetlink, netdev ─▶ Network ─decide─▶ DeviceTables ─▶ DEVICES, DEVICE_INDEX, SNAT_V4/V6
-//!                         │                              ROUTE_GENERATION += 1
+//!                         │                              CONTROL: route generation += 1
 //!                         └─▶ NetworkView ─▶ agent: node addresses, interfaces to attach to
 //! ```
 //! The route generation is raised after the tables are written, so that whoever sees it finds them.

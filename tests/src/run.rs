@@ -15,6 +15,7 @@ use aya::{
 };
 use lb_common::{
     config::{Config, UnknownFlows},
+    control::{Control, Gate},
     names,
 };
 use lb_userspace::{
@@ -34,6 +35,8 @@ use crate::{
 
 mod read;
 mod reset;
+#[cfg(debug_assertions)]
+mod stepwise;
 
 /// Which program meets a packet first.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -91,7 +94,7 @@ const SMALL: u32 = 1_024;
 /// The programs over maps of their own.
 pub struct Lab {
     ebpf: Ebpf,
-    dataplane: BpfDataplane,
+    dataplane: RefCell<BpfDataplane>,
     maps: BTreeMap<&'static str, Map>,
     refusals: RefCell<Refusals>,
     hook: Hook,
@@ -161,7 +164,7 @@ impl Lab {
         std::fs::remove_dir_all(&root).expect("the pins go");
         let mut lab = Self {
             ebpf,
-            dataplane,
+            dataplane: RefCell::new(dataplane),
             maps: opened,
             refusals: RefCell::new(refusals),
             hook: Hook::Xdp,
@@ -231,13 +234,15 @@ impl Lab {
 
     /// What the tables hold.
     pub fn dump(&self) -> TableSet {
-        self.dataplane.dump().expect("the tables can be read")
+        let dataplane = self.dataplane.borrow();
+        dataplane.dump().expect("the tables can be read")
     }
 
     /// Brings the tables from what they hold to `wanted`, by the operations of a plan.
     pub fn apply(&mut self, wanted: &TableSet) {
         for operation in diff(&self.dump(), wanted) {
             self.dataplane
+                .get_mut()
                 .apply(&operation)
                 .unwrap_or_else(|e| panic!("{operation:?}: {e}"));
         }
@@ -245,10 +250,26 @@ impl Lab {
 
     /// Tells the data path that routes or neighbours moved.
     pub fn routes_changed(&self) {
-        let map = self.map(names::ROUTE_GENERATION);
-        let now: u32 = map.lookup(&0_u32).expect("a read").expect("an element");
-        map.update(&0_u32, &now.wrapping_add(1))
-            .expect("ROUTE_GENERATION");
+        let mut control = self.control();
+        control.route_generation = control.route_generation.wrapping_add(1);
+        self.set_control(&control);
+    }
+
+    /// Opens or closes the gate of the data path.
+    pub fn set_gate(&self, gate: Gate) {
+        let mut control = self.control();
+        control.gate = gate.0;
+        self.set_control(&control);
+    }
+
+    fn control(&self) -> Control {
+        let control = self.map(names::CONTROL).lookup(&0_u32);
+        control.expect("CONTROL").expect("its one element")
+    }
+
+    fn set_control(&self, control: &Control) {
+        let map = self.map(names::CONTROL);
+        map.update(&0_u32, control).expect("CONTROL");
     }
 
     fn program(&self, name: &str) -> OwnedFd {

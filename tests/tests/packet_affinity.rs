@@ -70,10 +70,8 @@ fn key(client: &str, service: u32) -> AffinityKey {
 
 /// The client was sent to a backend of the service port some time ago.
 fn remember(lab: &Lab, client: &str, service: u32, backend: u32, ticks: u32) {
-    let value = Affinity {
-        backend,
-        stamp: lab.tick().wrapping_sub(ticks) & TICK_MASK,
-    };
+    let stamp = lab.tick().wrapping_sub(ticks) & TICK_MASK;
+    let value = Affinity::new(backend, stamp);
     let map = lab.map(names::AFFINITY);
     map.update(&key(client, service), &value).expect("AFFINITY");
 }
@@ -90,7 +88,7 @@ fn expect(lab: &Lab, wanted: &[(&str, u32, u32)]) {
     let stamp = lab.tick();
     let wanted = wanted
         .iter()
-        .map(|&(client, service, backend)| (key(client, service), Affinity { backend, stamp }));
+        .map(|&(client, service, backend)| (key(client, service), Affinity::new(backend, stamp)));
     assert_eq!(found, wanted.collect(), "remembered");
 }
 

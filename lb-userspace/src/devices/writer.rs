@@ -1,9 +1,10 @@
 //! The device tables in the kernel, written as far as they differ.
 
-use std::io;
+use std::{io, mem::offset_of};
 
 use lb_common::{
     addr::{Addr4, Addr6},
+    control::Control,
     device::{Device, SnatAddress},
     flow::{filter_position4, filter_position6},
     names,
@@ -23,7 +24,7 @@ pub(super) struct DeviceWriter {
     snat_v4: Map,
     snat_v6: Map,
     filter: Mapping,
-    generation: Mapping,
+    control: Mapping,
     /// What the maps hold.
     pub(super) written: DeviceTables,
 }
@@ -57,7 +58,7 @@ impl DeviceWriter {
             snat_v4,
             snat_v6,
             filter: Mapping::new(&open(names::ADDRESS_FILTER)?)?,
-            generation: Mapping::new(&open(names::ROUTE_GENERATION)?)?,
+            control: Mapping::new(&open(names::CONTROL)?)?,
             written,
         })
     }
@@ -127,7 +128,8 @@ impl DeviceWriter {
 
     /// Tells the data path that routes or neighbours moved.
     pub(super) fn raise_generation(&self) -> io::Result<()> {
-        self.generation.add_u32(0, 1).map(drop)
+        let generation = offset_of!(Control, route_generation);
+        self.control.add_u32(generation, 1).map(drop)
     }
 
     /// Replies to an SNAT address must be looked at before the first of them is sent for.

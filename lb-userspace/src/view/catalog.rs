@@ -74,8 +74,10 @@ catalog! {
     Snat = "snat": [SNAT_V4, SNAT_V6],
     /// Ports of fragmented datagrams.
     Fragments = "fragments": [FRAGMENTS],
-    /// The agent's hint that routes or neighbours moved.
-    RouteGeneration = "route-generation": [ROUTE_GENERATION],
+    /// What user space tells the running data path.
+    Control = "control": [CONTROL],
+    /// Until when flows may stay with backends that left a service port.
+    Drains = "drains": [DRAINS],
     /// Packets by event and by reason.
     Counters = "counters": [COUNTERS],
     /// Traffic of service ports.

@@ -5,9 +5,10 @@ use std::{collections::BTreeMap, net::IpAddr};
 use lb_common::{
     addr::{Addr4, Addr6},
     conntrack::{Closing4, Closing6, TICK_MASK, ticks_since},
+    control::Control,
     device::{Device, NextHop, NextHopKey, SnatAddress},
     service::{
-        FragmentKey, FragmentPorts,
+        FragmentKey, FragmentPorts, MemberKey,
         affinity::{Affinity, AffinityKey},
     },
     traffic::{ReplyBudget, Tally, Traffic},
@@ -56,8 +57,10 @@ pub struct Contents {
     pub snat6: BTreeMap<u32, SnatAddress>,
     /// `FRAGMENTS`.
     pub fragments: Vec<(FragmentKey, FragmentPorts)>,
-    /// `ROUTE_GENERATION`.
-    pub route_generation: u32,
+    /// `CONTROL`.
+    pub control: Control,
+    /// `DRAINS`.
+    pub drains: BTreeMap<MemberKey, u64>,
     /// `COUNTERS`, summed over CPUs.
     pub counters: Vec<Tally>,
     /// `SERVICE_TRAFFIC`, summed over CPUs, without zeros.

@@ -46,7 +46,8 @@ pub fn dump(contents: &Contents, choice: Choice) -> Box<dyn Sheet> {
         View::Devices => Box::new(network::devices(contents)),
         View::DeviceIndex => Box::new(network::device_index(contents)),
         View::Snat => Box::new(network::snat(contents, choice)),
-        View::RouteGeneration => Box::new(network::route_generation(contents)),
+        View::Control => Box::new(network::control(contents)),
+        View::Drains => Box::new(policy::drains(contents)),
     }
 }
 

@@ -5,10 +5,11 @@ use std::{net::SocketAddr, sync::Arc};
 use lb_common::{
     addr::{Addr4, Addr6, Be16},
     conntrack::{Closing4, Entry4, Entry6, Head, Route, flag, state},
+    control::{Control, Gate},
     device::{Device, NextHop, NextHopKey, NextHopWord, SnatAddress, device_flag},
     flow::{Flow4, Flow6, protocol},
     service::{
-        FragmentKey, FragmentPorts, Selection, address_role,
+        FragmentKey, FragmentPorts, MemberKey, Selection, address_role,
         affinity::{Affinity, AffinityKey},
         backend_flag, frontend_flag, member_flag, service_flag, source_class,
     },
@@ -274,10 +275,7 @@ pub(crate) fn contents() -> Contents {
                 client: addr4("198.51.100.7").mapped(),
                 service: 1,
             },
-            Affinity {
-                backend: 1,
-                stamp: 900,
-            },
+            Affinity::new(1, 900),
         )],
         source_ranges: {
             let Addr6([a, b, c, d]) = addr4("198.51.100.0").mapped();
@@ -348,7 +346,18 @@ fn network() -> Contents {
         )]
         .into(),
         snat6: [].into(),
-        route_generation: 3,
+        control: Control {
+            route_generation: 3,
+            gate: Gate::frozen(1002).0,
+        },
+        drains: [(
+            MemberKey {
+                service: 1,
+                backend: 2,
+            },
+            1_700_000_000,
+        )]
+        .into(),
         interfaces: [(7, "eth1".into())].into(),
         clock: Some(Clock {
             now: 1000,

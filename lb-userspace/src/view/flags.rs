@@ -57,6 +57,7 @@ pub const ENTRY: &[(u32, &str)] = &[
     (flag::FULL_NAT, "full-nat"),
     (flag::HOST, "host"),
     (flag::LOCAL, "local"),
+    (flag::PASS, "pass"),
 ];
 
 /// Names of [`device_flag`].

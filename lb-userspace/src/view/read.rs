@@ -4,6 +4,7 @@ use std::{collections::BTreeMap, fs::File, io, os::fd::AsFd as _, path::Path};
 
 use lb_common::{
     conntrack::{Entry4, Entry6},
+    control::Control,
     device::{Device, NextHop, NextHopKey, SnatAddress},
     flow::{AddressFilter, Flow4, Flow6},
     names,
@@ -277,10 +278,11 @@ impl Reader {
                 contents.devices = self.elements::<Device>(names::DEVICES)?;
             }
             View::Fragments => contents.fragments = self.all(names::FRAGMENTS)?,
-            View::RouteGeneration => {
-                let word = self.map(names::ROUTE_GENERATION, |map| map.lookup::<u32, u32>(&0))?;
-                contents.route_generation = word.unwrap_or_default();
+            View::Control => {
+                let control = self.map(names::CONTROL, |map| map.lookup::<u32, Control>(&0))?;
+                contents.control = control.unwrap_or_default();
             }
+            View::Drains => contents.drains = self.all(names::DRAINS)?.into_iter().collect(),
             View::Counters => contents.counters = self.counters()?,
             View::ServiceTraffic => {
                 contents.service_traffic = self.traffic(names::SERVICE_TRAFFIC)?;
@@ -358,7 +360,7 @@ const fn needs_tables(view: View) -> bool {
             | View::DeviceIndex
             | View::Snat
             | View::Fragments
-            | View::RouteGeneration
+            | View::Control
             | View::Counters
             | View::ReplyBudget
             | View::Scratch

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use lb_common::{maglev::SLOTS_PER_ELEMENT, names, traffic::Tally};
+use lb_common::{control::Control, maglev::SLOTS_PER_ELEMENT, names, traffic::Tally};
 use serde::Serialize;
 
 use crate::{
@@ -116,7 +116,8 @@ fn used(contents: &Contents, map: &str) -> Option<usize> {
         names::SNAT_V4 => contents.snat4.len(),
         names::SNAT_V6 => contents.snat6.len(),
         names::FRAGMENTS => contents.fragments.len(),
-        names::ROUTE_GENERATION => usize::from(contents.route_generation != 0),
+        names::CONTROL => usize::from(contents.control != Control::default()),
+        names::DRAINS => contents.drains.len(),
         names::COUNTERS => contents.counters.iter().filter(moved).count(),
         names::SERVICE_TRAFFIC => contents.service_traffic.len(),
         names::BACKEND_TRAFFIC => contents.backend_traffic.len(),

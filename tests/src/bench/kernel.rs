@@ -15,6 +15,7 @@ use aya::{
 use lb_common::{
     addr::{Addr4, Addr6},
     config::{Config, UnknownFlows},
+    control::Control,
     device::{Device, SnatAddress, device_flag},
     flow::{AddressFilter, filter_position4, filter_position6},
     names,
@@ -214,16 +215,20 @@ impl Kernel {
 
     /// Makes every flow look up its route again.
     pub(super) fn change_routes(&self) -> Result<()> {
-        let next = u32::from(self.route_generation()?.wrapping_add(1));
-        self.map(names::ROUTE_GENERATION)?.update(&0_u32, &next)?;
+        let mut control = self.control()?;
+        control.route_generation = control.route_generation.wrapping_add(1);
+        self.map(names::CONTROL)?.update(&0_u32, &control)?;
         Ok(())
     }
 
     /// Sixteen bits are all that flows keep of it.
     pub(super) fn route_generation(&self) -> Result<u16> {
-        let map = self.map(names::ROUTE_GENERATION)?;
-        let word: u32 = map.lookup(&0_u32)?.context("ROUTE_GENERATION is empty")?;
-        Ok(u16::try_from(word & 0xffff)?)
+        Ok(u16::try_from(self.control()?.route_generation & 0xffff)?)
+    }
+
+    fn control(&self) -> Result<Control> {
+        let map = self.map(names::CONTROL)?;
+        map.lookup(&0_u32)?.context("CONTROL is empty")
     }
 
     /// Whether the data path lets packets from and to this address pass at the first look.

@@ -4,6 +4,7 @@ use aya::maps::{PerCpuArray, PerCpuValues};
 use lb_common::{
     addr::Addr6,
     conntrack::{Closing4, Closing6, Entry4, Entry6},
+    control::Gate,
     device::{Device, NextHop, NextHopKey, SnatAddress, device_flag},
     flow::{Flow4, Flow6},
     names,
@@ -25,8 +26,10 @@ impl Lab {
     /// Forgets every table, flow and next hop. Counters count on.
     pub(super) fn reset(&mut self, hook: Hook) {
         self.hook = hook;
+        self.set_gate(Gate::OPEN);
         self.apply(&TableSet::default());
         self.dataplane
+            .get_mut()
             .rebuild_filter(&TableSet::default(), [])
             .expect("ADDRESS_FILTER");
         for name in [names::FLOWS_V4, names::EMBRYONIC_V4] {

@@ -2,14 +2,14 @@
 
 use std::net::IpAddr;
 
-use lb_common::device::NextHopWord;
+use lb_common::{control::Gate, device::NextHopWord};
 use serde::Serialize;
 
 use crate::{
     tables::Family,
     view::{
         catalog::Choice,
-        contents::{Contents, gateway, mac, snat_address},
+        contents::{Clock, Contents, gateway, mac, snat_address},
         flags,
     },
 };
@@ -179,12 +179,29 @@ fn users(contents: &Contents, family: Family, index: u32) -> Vec<String> {
 
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
-pub(super) struct RouteGenerationRow {
+pub(super) struct ControlRow {
     route_generation: u32,
+    gate: &'static str,
+    /// None unless a deadline is set, or if the clock could not be read.
+    gate_opens_in_seconds: Option<u64>,
 }
 
-pub(super) fn route_generation(contents: &Contents) -> Vec<RouteGenerationRow> {
-    vec![RouteGenerationRow {
-        route_generation: contents.route_generation,
+pub(super) fn control(contents: &Contents) -> Vec<ControlRow> {
+    let gate = Gate(contents.control.gate);
+    let now = contents.clock.map_or(gate.deadline(), |clock| clock.now);
+    let opens_in = |clock: Clock| {
+        let ahead = Clock {
+            now: gate.deadline(),
+            ..clock
+        };
+        ahead.seconds_since(clock.now)
+    };
+    vec![ControlRow {
+        route_generation: contents.control.route_generation,
+        gate: gate.name(now),
+        gate_opens_in_seconds: contents
+            .clock
+            .filter(|clock| gate.is_frozen(clock.now))
+            .map(opens_in),
     }]
 }

@@ -2,7 +2,10 @@
 
 use std::net::{IpAddr, SocketAddr};
 
-use lb_common::{addr::Addr6, service::Selection};
+use lb_common::{
+    addr::Addr6,
+    service::{MemberKey, Selection},
+};
 use serde::Serialize;
 
 use crate::{
@@ -277,6 +280,28 @@ pub(super) fn affinity(contents: &Contents) -> Vec<AffinityRow> {
         .collect();
     rows.sort_by_key(|row| (row.service, row.client));
     rows
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct DrainRow {
+    service: u32,
+    service_name: String,
+    backend: u32,
+    endpoint: String,
+    /// Unix seconds.
+    deadline: u64,
+}
+
+pub(super) fn drains(contents: &Contents) -> Vec<DrainRow> {
+    let row = |(key, &deadline): (&MemberKey, &u64)| DrainRow {
+        service: key.service,
+        service_name: contents.service(key.service),
+        backend: key.backend,
+        endpoint: contents.backend(key.backend),
+        deadline,
+    };
+    contents.drains.iter().map(row).collect()
 }
 
 #[derive(Serialize)]
