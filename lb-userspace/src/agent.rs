@@ -10,7 +10,7 @@
 
 use std::{path::Path, sync::Arc, time::Duration};
 
-use lb_common::names;
+use lb_common::{config::UnknownFlows, names};
 use tokio::{
     signal::unix::{SignalKind, signal},
     sync::watch,
@@ -35,12 +35,14 @@ use crate::{
     config::{Config, PodInterfaces},
     dataplane::{DataplaneError, bpf::BpfDataplane},
     devices::{self, Monitor, NetworkView},
+    drain::Drains,
     events,
     expire::{Expiry, IdleTicks},
     pins::{self, LoadOptions, PinError},
     preflight,
     refusals::Refusals,
     source::SourceState,
+    stack_flows::StackFlows,
 };
 
 mod error;
@@ -128,6 +130,9 @@ struct Agent {
     /// `None` while a blocking thread has it.
     worker: Option<Worker>,
     expiry: Option<Expiry>,
+    drains: Drains,
+    /// What the tables were made of.
+    served: Source,
     refusals: Refusals,
     observer: Observer,
     expiry_interval: Duration,
@@ -167,6 +172,8 @@ impl Agent {
         let in_use = expiry
             .in_use()
             .map_err(AgentError::kernel("read the flow tables"))?;
+        let drains = Drains::open(&pins, in_use.hanging.clone())
+            .map_err(AgentError::kernel("read the drain deadlines"))?;
         let observer = early.observe(
             &config,
             &pins,
@@ -175,7 +182,13 @@ impl Agent {
             (events.clone(), contact),
         )?;
         let metrics = observer.metrics.clone();
-        let worker = Worker::new(BpfDataplane::open_pinned(&pins)?, &in_use, clock(), metrics)?;
+        let mut worker =
+            Worker::new(BpfDataplane::open_pinned(&pins)?, &in_use, clock(), metrics)?;
+        if translators.choices().unknown_flows == UnknownFlows::Stack {
+            let stack = StackFlows::open(&pins)
+                .map_err(AgentError::kernel("open the flow tables for the stack's own"))?;
+            worker.respect(stack);
+        }
         let shortest = config
             .timeouts
             .udp
@@ -193,6 +206,8 @@ impl Agent {
             followed: 0,
             worker: Some(worker),
             expiry: Some(expiry),
+            drains,
+            served: Source::default(),
             refusals,
             observer,
             failures: 0,
@@ -267,6 +282,7 @@ impl Agent {
             self.interfaces.start(&self.config, &view)?;
             self.followed = view.moved;
             self.attached = true;
+            self.blocking(Worker::respect_all).await?;
             self.observer.attached();
         }
         Ok(retry)
@@ -287,7 +303,7 @@ impl Agent {
             let news = worker.report(&planned.rejections, &draft.rejected);
             Ok((draft, news))
         });
-        let (draft, news) = match drafted.await? {
+        let (mut draft, news) = match drafted.await? {
             Ok(drafted) => drafted,
             Err(error) => return Ok(Some(self.failed("read the tables back", &error))),
         };
@@ -297,10 +313,15 @@ impl Agent {
         self.observer.drafted(&source, bind, &draft);
         self.reach(&view, &draft).await;
         let again = draft.deferred && !draft.ops.is_empty();
-        match self.blocking(move |worker| worker.apply(draft)).await? {
+        let retired = std::mem::take(&mut draft.retired);
+        let applied = self.blocking(move |worker| worker.apply(draft)).await?;
+        // Also if it failed: some may be gone, and of the others nothing is kept.
+        self.drains.retire(&retired, &self.served.snapshot);
+        match applied {
             Ok(()) => {
                 self.failures = 0;
                 self.observer.applied();
+                self.served = source;
                 // What the plan gave back makes room for the rest.
                 Ok(again.then_some(Duration::ZERO))
             }

@@ -28,6 +28,7 @@ pub mod preflight;
 pub mod refusals;
 pub mod snapshot;
 pub mod source;
+pub mod stack_flows;
 pub mod tables;
 pub mod telemetry;
 pub mod view;

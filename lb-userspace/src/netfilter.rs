@@ -10,6 +10,8 @@ use rtnetlink::sys::protocols::NETLINK_NETFILTER;
 
 use crate::netlink;
 
+pub mod conntrack;
+
 /// `NFNL_SUBSYS_NFTABLES`, and what to list.
 const NFTABLES: u16 = 10 << 8;
 const GET_TABLE: u16 = NFTABLES | 1;

@@ -16,15 +16,18 @@ use self::nearby::Nearby;
 use crate::{
     dataplane::{Dataplane as _, DataplaneError, TableOp, bpf::BpfDataplane, model::write},
     diff::diff,
+    drain::Retired,
     expire::InUse,
     metrics::Metrics,
     node::NodeConfig,
     plan::{HealthCheck, Patch, Plan, Planner, Quarantine, keep},
     snapshot::{ObjectName, Rejection, Snapshot},
+    stack_flows::{Frontends, StackFlows},
     tables::{ServiceRecord, TableSet},
 };
 
 mod nearby;
+mod stack;
 
 /// After this long, no packet is still on its way to make a flow from tables that changed.
 const SETTLED: Duration = Duration::from_secs(1);
@@ -51,6 +54,8 @@ pub(super) struct Worker {
     filter_stale_since: Option<Instant>,
     /// A change failed in the middle and the tables could not be read back since.
     unknown: bool,
+    /// The node's own connections, if what no flow knows is left to the stack.
+    stack: Option<StackFlows>,
 }
 
 #[derive(Debug, Default)]
@@ -73,6 +78,8 @@ pub(super) struct Draft {
     pub(super) local_backends: Arc<BTreeSet<IpAddr>>,
     /// A backend is the node itself.
     pub(super) has_host_backend: bool,
+    /// Service ports it takes away.
+    pub(super) retired: Vec<Retired>,
     /// The tables it leads to, if everything was planned.
     tables: Option<TableSet>,
     planned_in: Duration,
@@ -100,6 +107,7 @@ impl Worker {
             unseen: BTreeSet::new(),
             filter_stale_since: Some(now),
             unknown: false,
+            stack: None,
         };
         worker.resync()?;
         let services = worker.actual.services.values();
@@ -117,6 +125,11 @@ impl Worker {
             }
         }
         Ok(worker)
+    }
+
+    /// What the kernel holds, as far as we know.
+    pub(super) const fn tables(&self) -> &TableSet {
+        &self.actual
     }
 
     /// Reads the tables back: the kernel is the truth. True if they were not as we thought.
@@ -213,9 +226,11 @@ impl Worker {
             };
             self.nearby.replace(self.actual.backends.get(id), new);
         }
+        let retired = Retired::all(&patch.ops, &self.actual);
         let planned_in = begun.elapsed();
         self.metrics.planned(planned_in, patch.without_local);
         Draft {
+            retired,
             ops: patch.ops,
             rejected: patch.rejected,
             health: patch.health,
@@ -231,9 +246,12 @@ impl Worker {
     ///
     /// On failure the tables are read back, so that the next plan starts from what is there.
     pub(super) fn apply(&mut self, draft: Draft) -> Result<(), DataplaneError> {
+        let added = Frontends::added(&draft.ops, &self.actual);
+        self.respect_at(&added);
         let begun = clock();
         let result = self.dataplane.apply_all(&draft.ops);
         let applied_in = begun.elapsed();
+        self.respect_at(&added);
         if let Err((done, error)) = result {
             self.metrics.apply_failed();
             warn!(

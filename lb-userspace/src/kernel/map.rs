@@ -173,7 +173,10 @@ impl Map {
         let mut attr = self.element(address(key), address(value), NOEXIST);
         // SAFETY: key and value point to buffers of the sizes the kernel uses for this map.
         match unsafe { bpf(command::UPDATE_ELEM, &mut attr) } {
-            Ok(_) => Ok(true),
+            Ok(_) => {
+                seam::written(self.info.id);
+                Ok(true)
+            }
             Err(error) if error.raw_os_error() == Some(libc::EEXIST) => Ok(false),
             Err(error) => Err(error),
         }

@@ -163,7 +163,9 @@ impl Mapping {
     pub fn add_u64(&self, offset: usize, amount: u64) -> io::Result<u64> {
         self.writable()?;
         let word = self.word64(offset).ok_or_else(|| self.outside(offset))?;
-        Ok(word.fetch_add(amount, Ordering::AcqRel))
+        let before = word.fetch_add(amount, Ordering::AcqRel);
+        seam::written(self.map);
+        Ok(before)
     }
 
     /// Writes consecutive 32-bit words, then zeroes up to `padded` words. Not atomic as a whole.
