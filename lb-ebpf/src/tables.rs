@@ -97,7 +97,7 @@ tables! {
     EMBRYONIC_V6: LruHashMap<Flow6, Entry6, { entries::EMBRYONIC_V6 }>,
     CLOSING_V4: Queue<Closing4, { entries::CLOSING_V4 }>,
     CLOSING_V6: Queue<Closing6, { entries::CLOSING_V6 }>,
-    FLOW_USE: Array<u64, { entries::FLOW_USE }>,
+    FLOW_USE: Array<u64, { entries::FLOW_USE }, MMAPABLE>,
     AFFINITY: LruHashMap<AffinityKey, Affinity, { entries::AFFINITY }>,
     SOURCE_RANGES: LpmTrie<SourceRange, u32, { entries::SOURCE_RANGES }>,
     SOURCE_CLASS: LpmTrie<Addr6, u32, { entries::SOURCE_CLASS }>,
