@@ -4,29 +4,32 @@
 //! pass n:   read a half, idle, and its peer idle too ─▶ condemn (compare-and-exchange of the head)
 //!           a packet meets a condemned half          ─▶ it lives again
 //! pass n+1: read a half that is still condemned      ─▶ delete (if the head is still the one read)
+//! any pass: read a half whose flow's time is over     ─▶ end it, whatever its state (see `drain.rs`)
 //! ```
 //! The agent never writes a flow: `lb_expire` does, so that a packet and the agent cannot both win.
 
 use std::{
+    collections::BTreeSet,
     io,
     os::fd::{AsFd as _, BorrowedFd, OwnedFd},
 };
 
 use lb_common::{
-    conntrack::{Entry, Entry4, Entry6, Idle4, Idle6, state, ticks_since},
+    conntrack::{Entry, Entry4, Entry6, Idle4, Idle6, flag, state, ticks_since},
     flow::{Flow, Flow4, Flow6},
     names,
+    service::MemberKey,
     wire::Wire,
 };
 
 pub use self::{
     counts::{FlowCounts, PerId, SnatUse},
     decide::{IdleTicks, to_ticks},
-    in_use::InUse,
+    in_use::{Hanging, InUse},
 };
 use self::{
     decide::{Fate, decide},
-    in_use::Address,
+    in_use::{Address, member},
     record::Record,
 };
 use crate::{
@@ -50,6 +53,8 @@ pub struct Pass {
     pub condemned: u64,
     /// Halves deleted.
     pub deleted: u64,
+    /// Flows ended, since their time with a backend that left was over.
+    pub ended: u64,
     /// What flows name.
     pub in_use: InUse,
     /// How many flows there are.
@@ -117,17 +122,18 @@ impl Expiry {
         Ok(in_use)
     }
 
-    /// One pass: deletes what an earlier pass condemned and nobody met since, condemns what is idle.
+    /// One pass: deletes what an earlier pass condemned and nobody met since, condemns what is idle, ends
+    /// the flows of `overdue`.
     ///
     /// # Errors
     ///
     /// If a table cannot be read or the program cannot be run. What was done stays done.
-    pub fn pass(&mut self) -> io::Result<Pass> {
+    pub fn pass(&mut self, overdue: &BTreeSet<MemberKey>) -> io::Result<Pass> {
         let mut pass = Pass::default();
         // A flow moves from embryonic to established: read in this order, it is seen once at least.
         self.note_embryonic(&mut pass.in_use, &mut pass.flows)?;
-        self.pass_over::<Flow4, Entry4, Idle4>(&self.flows_v4, &mut pass)?;
-        self.pass_over::<Flow6, Entry6, Idle6>(&self.flows_v6, &mut pass)?;
+        self.pass_over::<Flow4, Entry4, Idle4>(&self.flows_v4, overdue, &mut pass)?;
+        self.pass_over::<Flow6, Entry6, Idle6>(&self.flows_v6, overdue, &mut pass)?;
         self.next_hops.retire(&pass.in_use.next_hops)?;
         Ok(pass)
     }
@@ -145,14 +151,19 @@ impl Expiry {
             })
     }
 
-    fn pass_over<F, E, R>(&self, table: &Map, pass: &mut Pass) -> io::Result<()>
+    fn pass_over<F, E, R>(
+        &self,
+        table: &Map,
+        overdue: &BTreeSet<MemberKey>,
+        pass: &mut Pass,
+    ) -> io::Result<()>
     where
         F: Flow<Address: Into<Address>> + Wire,
         E: Entry<Flow = F> + Wire,
         R: Record<F>,
     {
         let now = self.tick()?;
-        let (mut condemned, mut deleted) = (Vec::new(), Vec::new());
+        let (mut condemned, mut deleted, mut ended) = (Vec::new(), Vec::new(), Vec::new());
         let mut failure = None;
         table.for_each_batch::<F, E>(|flows, entries| {
             pass.halves += flows.len() as u64;
@@ -160,6 +171,13 @@ impl Expiry {
                 pass.in_use.note(flow, entry);
                 pass.flows.note_established(flow, entry);
                 let half = entry.head();
+                if !overdue.is_empty() && overdue.contains(&member(entry)) {
+                    // The other half goes with it.
+                    if entry.flags() & flag::REVERSE == 0 {
+                        ended.push(R::new(*flow, half));
+                    }
+                    continue;
+                }
                 // The common case, without a look at the peer.
                 let limit = self
                     .idle
@@ -184,6 +202,7 @@ impl Expiry {
                 }
             }
         })?;
+        pass.ended += self.run(operation::END, &ended)?;
         pass.deleted += self.run(operation::DELETE, &deleted)?;
         pass.condemned += self.run(operation::CONDEMN, &condemned)?;
         failure.map_or(Ok(()), Err)
@@ -229,4 +248,5 @@ pub fn tick(clock: BorrowedFd<'_>) -> io::Result<u32> {
 mod operation {
     pub(super) const CONDEMN: u8 = 1;
     pub(super) const DELETE: u8 = 2;
+    pub(super) const END: u8 = 3;
 }

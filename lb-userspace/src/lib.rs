@@ -11,6 +11,7 @@ pub mod config;
 pub mod dataplane;
 pub mod devices;
 pub mod diff;
+pub mod drain;
 pub mod events;
 pub mod expire;
 pub mod health;

@@ -34,6 +34,7 @@ mod keep;
 mod publish;
 mod ranges;
 
+pub(crate) use draft::owner;
 pub use health::{HealthCheck, WithoutLocal};
 pub use incremental::Patch;
 pub use keep::keep;

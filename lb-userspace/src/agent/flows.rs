@@ -1,4 +1,5 @@
-//! Looking at the flows now and then: idle ones go, and what no flow names is free again.
+//! Looking at the flows now and then: idle ones and those whose drain deadline passed go, and what no
+//! flow names is free again.
 
 use std::{collections::BTreeSet, io, net::IpAddr, time::Instant};
 
@@ -15,9 +16,12 @@ impl Agent {
     /// Starts to look at the flows, unless somebody does.
     pub(super) fn expire(&mut self) -> Option<JoinHandle<Gone>> {
         let mut expiry = self.expiry.take()?;
+        // What came back since the last look keeps its flows.
+        self.drain();
+        let overdue = self.drains.overdue();
         Some(tokio::task::spawn_blocking(move || {
             let began = clock();
-            let result = expiry.pass();
+            let result = expiry.pass(&overdue);
             (expiry, began, result)
         }))
     }
@@ -41,6 +45,14 @@ impl Agent {
                     } = pass;
                     info!(halves, condemned, deleted, "idle flows");
                 }
+                if pass.ended > 0 {
+                    info!(
+                        flows = pass.ended,
+                        "ended: the drain deadline of their backends passed"
+                    );
+                }
+                self.drains.seen(&pass.in_use.hanging);
+                self.drain();
                 let own = self.own_addresses();
                 if let Some(worker) = &mut self.worker {
                     worker.release(&pass.in_use, began);
@@ -48,6 +60,13 @@ impl Agent {
                 }
             }
             Err(error) => warn!(%error, "look at the flows"),
+        }
+    }
+
+    /// Begins and drops drain deadlines, once it is known what there is.
+    fn drain(&mut self) {
+        if let Some(worker) = self.worker.as_ref().filter(|_| self.served.complete) {
+            self.drains.follow(worker.tables(), &self.served.snapshot);
         }
     }
 

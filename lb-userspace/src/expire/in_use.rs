@@ -1,14 +1,15 @@
 //! What flows name, and what must therefore not be used for anything else.
 
 use std::{
-    collections::BTreeSet,
-    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    collections::{BTreeMap, BTreeSet},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
 };
 
 use lb_common::{
     addr::{Addr4, Addr6},
     conntrack::{Entry, flag},
     flow::Flow,
+    service::MemberKey,
 };
 
 /// Ids that flows name.
@@ -22,6 +23,17 @@ pub struct InUse {
     pub next_hops: BTreeSet<u32>,
     /// What packets of flows are known by: VIPs, backends' addresses, SNAT addresses.
     pub addresses: BTreeSet<IpAddr>,
+    /// What flows hang on.
+    pub hanging: BTreeMap<MemberKey, Hanging>,
+}
+
+/// Flows of one service port with one backend.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Hanging {
+    /// Where their packets go.
+    pub endpoint: SocketAddr,
+    /// How many there are, closed ones too.
+    pub flows: u64,
 }
 
 impl InUse {
@@ -51,11 +63,35 @@ impl InUse {
         self.services.insert(entry.service());
         self.backends.insert(entry.backend());
         self.next_hops.insert(u32::from(entry.route().next_hop()));
+        if !reverse && entry.backend() != 0 && entry.flags() & flag::PASS == 0 {
+            self.hang(flow, entry);
+        }
+    }
+
+    fn hang<F: Flow<Address: Into<Address>>>(&mut self, flow: &F, entry: &impl Entry<Flow = F>) {
+        let written = entry.written(flow.protocol());
+        let Address(address) = written.destination().into();
+        let hanging = self
+            .hanging
+            .entry(member(entry))
+            .or_insert_with(|| Hanging {
+                endpoint: SocketAddr::new(address, written.destination_port().get()),
+                flows: 0,
+            });
+        hanging.flows += 1;
     }
 
     fn insert(&mut self, address: impl Into<Address>) {
         let Address(address) = address.into();
         self.addresses.insert(address);
+    }
+}
+
+/// What a flow hangs on.
+pub(super) fn member(entry: &impl Entry) -> MemberKey {
+    MemberKey {
+        service: entry.service(),
+        backend: entry.backend(),
     }
 }
 

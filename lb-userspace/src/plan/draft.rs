@@ -352,7 +352,7 @@ fn label(port: &ServicePortObject) -> Cow<'_, str> {
 }
 
 /// The Service a service port's name names.
-pub(super) fn owner(name: &str) -> &str {
+pub(crate) fn owner(name: &str) -> &str {
     name.split_once(':').map_or(name, |(owner, _)| owner)
 }
 

@@ -1,0 +1,172 @@
+//! Which flows have a deadline, and when it is. Pure.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
+    net::SocketAddr,
+    time::Duration,
+};
+
+use lb_common::service::{MemberKey, member_flag};
+
+use crate::{
+    expire::Hanging,
+    plan::owner,
+    snapshot::{ObjectName, ServiceObject, Snapshot},
+    tables::TableSet,
+};
+
+/// When flows are ended.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(super) struct Deadline {
+    /// Seconds since 1970.
+    pub(super) at: u64,
+    /// The time flows were given when it was set, in seconds; none if an agent before us set it.
+    allowed: Option<u64>,
+}
+
+impl Deadline {
+    /// A deadline that begins to count now.
+    pub(super) const fn new(now: u64, allowed: u64) -> Self {
+        Self {
+            at: now.saturating_add(allowed),
+            allowed: Some(allowed),
+        }
+    }
+
+    /// A deadline an agent before us set.
+    pub(super) const fn found(at: u64) -> Self {
+        Self { at, allowed: None }
+    }
+
+    /// True once it is over. `now` has lost its fraction of a second, hence not at the second itself.
+    pub(super) const fn has_passed(self, now: u64) -> bool {
+        now > self.at
+    }
+
+    /// The same beginning with another time.
+    const fn moved(self, allowed: u64) -> Self {
+        let old = match self.allowed {
+            Some(old) => old,
+            None => allowed,
+        };
+        Self {
+            at: self.at.saturating_sub(old).saturating_add(allowed),
+            allowed: Some(allowed),
+        }
+    }
+}
+
+/// A time in seconds, rounded up.
+pub(super) const fn whole_seconds(time: Duration) -> u64 {
+    let more = time.subsec_nanos() > 0;
+    time.as_secs().saturating_add(more as u64)
+}
+
+/// The deadlines from now on, which were `old` so far.
+///
+/// Flows of a service port with a drain deadline have one if their backend takes no new flows of it
+/// and is terminating or no longer among its endpoints. One that is not ready for a while only waits.
+/// Of a service port whose Service is gone, or cannot be read, deadlines stay as they are.
+pub(super) fn decide(
+    old: &BTreeMap<MemberKey, Deadline>,
+    hanging: &BTreeMap<MemberKey, Hanging>,
+    tables: &TableSet,
+    snapshot: &Snapshot,
+    now: u64,
+) -> BTreeMap<MemberKey, Deadline> {
+    let kept = old.iter().filter(|(key, _)| {
+        !is_told_of(tables, snapshot, key.service) && !takes_new_flows(tables, key)
+    });
+    let mut deadlines: BTreeMap<_, _> = kept.map(|(key, deadline)| (*key, *deadline)).collect();
+    let allowed = allowed(tables, snapshot);
+    let mut left = Vec::new();
+    for (&service, &(name, time)) in &allowed {
+        let first = MemberKey {
+            service,
+            backend: 0,
+        };
+        let last = MemberKey {
+            service,
+            backend: u32::MAX,
+        };
+        let of_service = hanging.range(first..=last);
+        left.extend(
+            of_service
+                .filter(|(key, _)| !takes_new_flows(tables, key))
+                .map(|(key, hanging)| (*key, name, hanging.endpoint, time)),
+        );
+    }
+    let names: HashSet<&str> = left.iter().map(|(_, name, ..)| *name).collect();
+    let staying = staying(snapshot, &names);
+    left.retain(|(_, name, endpoint, _)| !staying.contains(&(*name, *endpoint)));
+    deadlines.extend(left.into_iter().map(|(key, _, _, time)| {
+        let deadline = old.get(&key).map(|old| old.moved(time));
+        (key, deadline.unwrap_or_else(|| Deadline::new(now, time)))
+    }));
+    deadlines
+}
+
+/// Service ports whose Service has a drain deadline: its name and the deadline in seconds.
+fn allowed<'a>(tables: &'a TableSet, snapshot: &Snapshot) -> BTreeMap<u32, (&'a str, u64)> {
+    let services = snapshot.services.values();
+    let times: HashMap<String, u64> = services
+        .filter_map(|service| {
+            let time = whole_seconds(service.drain_deadline?);
+            Some((service.name.to_string(), time))
+        })
+        .collect();
+    if times.is_empty() {
+        return BTreeMap::new();
+    }
+    let records = tables.services.iter();
+    let with_time = records.filter_map(|(id, record)| {
+        let name = owner(&record.name);
+        Some((*id, (name, *times.get(name)?)))
+    });
+    with_time.collect()
+}
+
+/// Whether the snapshot has the Service of a service port.
+fn is_told_of(tables: &TableSet, snapshot: &Snapshot, service: u32) -> bool {
+    let record = tables.services.get(&service);
+    record.is_some_and(|record| object(snapshot, &record.name).is_some())
+}
+
+/// The Service a service port's name names.
+pub(super) fn object<'a>(snapshot: &'a Snapshot, name: &str) -> Option<&'a ServiceObject> {
+    let (namespace, service) = owner(name).split_once('/')?;
+    let object = snapshot
+        .services
+        .get(&ObjectName::new(namespace, service))?;
+    Some(object)
+}
+
+fn takes_new_flows(tables: &TableSet, key: &MemberKey) -> bool {
+    let flags = tables.members.get(&(key.service, key.backend));
+    flags.is_some_and(|flags| flags & (member_flag::CLUSTER | member_flag::LOCAL) != 0)
+}
+
+/// Endpoints of some Services that are not terminating, ready or not.
+fn staying<'a>(snapshot: &Snapshot, services: &HashSet<&'a str>) -> HashSet<(&'a str, SocketAddr)> {
+    let mut staying = HashSet::new();
+    if services.is_empty() {
+        return staying;
+    }
+    for (name, slice) in &snapshot.slices {
+        let service = format!("{}/{}", name.namespace, slice.service);
+        let Some(service) = services.get(service.as_str()) else {
+            continue;
+        };
+        let ports: BTreeSet<u16> = slice.ports.iter().map(|port| port.port).collect();
+        for endpoint in slice.endpoints.iter().filter(|e| !e.terminating) {
+            let sockets = ports
+                .iter()
+                .map(|port| SocketAddr::new(endpoint.address, *port));
+            staying.extend(sockets.map(|socket| (*service, socket)));
+        }
+    }
+    staying
+}
+
+#[cfg(test)]
+mod tests;
