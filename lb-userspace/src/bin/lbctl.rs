@@ -82,6 +82,9 @@ enum Command {
         /// Give up after SECONDS; new flows stay with the stack
         #[arg(long, value_name = "SECONDS")]
         timeout: Option<u64>,
+        /// UDP flows without a packet for SECONDS have ended
+        #[arg(long, value_name = "SECONDS", default_value_t = 180)]
+        udp_idle: u64,
         #[command(flatten)]
         lock: LockArgs,
     },
@@ -220,15 +223,15 @@ fn run(cli: Cli, writer: &mut dyn Write) -> anyhow::Result<()> {
         Command::Detach {
             force,
             timeout,
+            udp_idle,
             lock,
-        } => detach(
-            &reader,
-            pins,
-            force,
-            timeout.map(Duration::from_secs),
-            &lock,
-            writer,
-        ),
+        } => {
+            let patience = Patience {
+                timeout: timeout.map(Duration::from_secs),
+                udp_idle,
+            };
+            detach(&reader, pins, force, &patience, &lock, writer)
+        }
         Command::Completions { .. } => Ok(()),
     }
 }
@@ -315,12 +318,19 @@ fn status(
     })
 }
 
+/// What [`detach`] waits for.
+struct Patience {
+    timeout: Option<Duration>,
+    /// In seconds.
+    udp_idle: u64,
+}
+
 /// Removes the data path; unless forced, once the last flow has ended.
 fn detach(
     reader: &Reader,
     pins: &PinDirectory,
     force: bool,
-    timeout: Option<Duration>,
+    patience: &Patience,
     lock: &LockArgs,
     writer: &mut dyn Write,
 ) -> anyhow::Result<()> {
@@ -333,34 +343,42 @@ fn detach(
             dataplane.apply(&op)?;
         }
         writeln!(writer, "new flows go to the node's stack")?;
-        wait_for_flows(reader, timeout, writer)?;
+        writer.flush()?;
+        wait_for_flows(reader, patience, writer)?;
     }
     pins.remove()?;
     Ok(writeln!(writer, "removed {}", pins.path().display())?)
 }
 
-/// Waits until no established flow is left, and tells when their number changes.
+/// Waits until no flow is left that would break, and tells when their number changes.
 fn wait_for_flows(
     reader: &Reader,
-    timeout: Option<Duration>,
+    patience: &Patience,
     writer: &mut dyn Write,
 ) -> anyhow::Result<()> {
     let start = now();
     let mut told = None;
     loop {
-        let remaining = drain::remaining(&reader.halves(Table::Established)?);
+        // Embryonic before established: a flow promoted between the two readings is in the latter.
+        let mut halves = reader.halves(Table::Embryonic)?;
+        halves.extend(reader.halves(Table::Established)?);
+        let remaining = drain::holding(&halves, reader.clock(), patience.udp_idle);
         // Once more after a pause: a handshake or the last acknowledgements may be on their way.
         if remaining == 0 && told == Some(0) {
             return Ok(());
         }
         if told != Some(remaining) {
-            writeln!(writer, "established flows: {remaining}")?;
+            writeln!(writer, "flows: {remaining}")?;
             writer.flush()?;
             told = Some(remaining);
         }
-        if remaining != 0 && timeout.is_some_and(|timeout| start.elapsed() >= timeout) {
+        if remaining != 0
+            && patience
+                .timeout
+                .is_some_and(|timeout| start.elapsed() >= timeout)
+        {
             bail!(
-                "established flows: {remaining}; they go on. Repeat to wait for them, \
+                "flows: {remaining}; they go on. Repeat to wait for them, \
                  use --force to break them, or start the agent to serve new flows again"
             );
         }

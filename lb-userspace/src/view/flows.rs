@@ -150,7 +150,7 @@ pub struct Flow {
     pub state: String,
     /// Seconds since the last packet in either direction; none if the clock is unknown.
     pub idle_seconds: Option<u64>,
-    /// `dnat` or `full-nat`.
+    /// `dnat`, `full-nat`, or `stack`: the node's stack served it before us, and goes on.
     pub mode: &'static str,
     /// Where the backend is: `remote`, `local` (a pod of this node) or `host` (the node itself).
     pub place: &'static str,
@@ -312,9 +312,11 @@ pub fn active(halves: &[Half]) -> BTreeMap<u32, u64> {
     active
 }
 
-/// True for the forward half of a flow that is established and not closed.
+/// True for the forward half of a flow that is established and not closed, and ours.
 pub fn is_active(half: &Half) -> bool {
-    half.table == Table::Established && !half.is_reverse() && !state::is_closed(half.head.state())
+    half.table == Table::Established
+        && half.flags & (flag::REVERSE | flag::PASS) == 0
+        && !state::is_closed(half.head.state())
 }
 
 /// A protocol's name.
@@ -374,10 +376,10 @@ fn join(contents: &Contents, forward: Option<&Half>, reverse: Option<&Half>) -> 
         service: contents.service(half.service),
         state: joined_state(forward, reverse),
         idle_seconds: halves.into_iter().flatten().filter_map(idle).min(),
-        mode: if half.flags & flag::FULL_NAT != 0 {
-            "full-nat"
-        } else {
-            "dnat"
+        mode: match half.flags {
+            flags if flags & flag::PASS != 0 => "stack",
+            flags if flags & flag::FULL_NAT != 0 => "full-nat",
+            _ => "dnat",
         },
         place: match half.flags {
             flags if flags & flag::HOST != 0 => "host",

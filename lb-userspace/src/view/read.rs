@@ -224,7 +224,7 @@ impl Reader {
     }
 
     /// Runs the pinned program that tells the tick.
-    fn clock(&self) -> Option<Clock> {
+    pub fn clock(&self) -> Option<Clock> {
         let program = kernel::open_pinned(&self.pins.program(names::LB_CLOCK)).ok()?;
         Some(Clock {
             now: expire::tick(program.as_fd()).ok()?,
