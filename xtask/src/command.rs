@@ -2,6 +2,7 @@
 
 use std::env;
 use std::ffi::OsStr;
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
@@ -49,6 +50,19 @@ pub(crate) fn text(command: &Command, output: Output) -> Result<String> {
         );
     }
     String::from_utf8(output.stdout).with_context(|| format!("output of `{}`", line(command)))
+}
+
+/// Copies a file to where another may be in use: whoever has that open keeps it.
+///
+/// # Errors
+/// The file cannot be read, or not be written beside its place.
+pub(crate) fn replace(from: &Path, to: &Path) -> Result<()> {
+    let failed = || format!("copy {} to {}", from.display(), to.display());
+    let directory = to.parent().with_context(failed)?;
+    fs::create_dir_all(directory).with_context(failed)?;
+    let new = to.with_extension("new");
+    fs::copy(from, &new).with_context(failed)?;
+    fs::rename(&new, to).with_context(failed)
 }
 
 /// The command as one would type it.
@@ -101,7 +115,7 @@ pub(crate) fn is_root() -> bool {
 /// Whether pins can be made: a BPF file system is at `/sys/fs/bpf`, or can be mounted there.
 pub(crate) fn has_bpffs() -> bool {
     let mounted = || {
-        std::fs::read_to_string("/proc/mounts").is_ok_and(|mounts| {
+        fs::read_to_string("/proc/mounts").is_ok_and(|mounts| {
             mounts
                 .lines()
                 .any(|line| line.contains(" /sys/fs/bpf bpf "))

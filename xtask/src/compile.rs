@@ -35,6 +35,25 @@ pub(crate) fn build(release: bool) -> Result<Programs> {
     })))
 }
 
+/// Compiles data path and agent of the second layout, for tests, into `target/second-layout`. Returns
+/// where the agent is.
+///
+/// Their dependencies are those of the ordinary ones; only what the layout reaches is compiled again.
+///
+/// # Errors
+/// A compilation fails, or what it needs cannot be installed.
+pub(crate) fn second_layout() -> Result<PathBuf> {
+    const NAME: &str = "lb-agent-second-layout";
+    let object = ebpf::build(&["second-layout".to_owned()])?;
+    let mut cargo = command::cargo();
+    cargo.args(["build", "--package", "lb-userspace", "--bin", NAME]);
+    cargo.args(["--features", "bpf,second-layout"]);
+    command::run(&mut cargo)?;
+    let agent = object.with_file_name("lb-agent");
+    command::replace(&root().join("target/debug").join(NAME), &agent)?;
+    Ok(agent)
+}
+
 impl Programs {
     /// The programs in a directory.
     pub(crate) fn within(directory: &Path) -> Self {

@@ -16,6 +16,15 @@ use crate::{command, object, root, setup};
 /// The LLVM release which [`setup`] builds bpf-linker with.
 const LLVM: u32 = 22;
 const TARGET: &str = "bpfel-unknown-none";
+/// Features whose object is another: where it is compiled, and where it goes, below `target`.
+const SPECIAL: [(&str, &str, &str); 2] = [
+    ("bench", "bpf-bench", "bpf/lb-ebpf-bench"),
+    (
+        "second-layout",
+        "bpf-second-layout",
+        "second-layout/lb-ebpf",
+    ),
+];
 const FIX: &str = "either `rustup toolchain install nightly --component rust-src`, \
      or on Debian `apt-get install rustc-web rust-web-src`; \
      `cargo xtask setup` does the latter";
@@ -30,7 +39,7 @@ enum Compiler {
 
 /// Compiles the data path and returns where the object is.
 ///
-/// With the feature `bench` it goes to `target/bpf/lb-ebpf-bench`, so that the object which
+/// With the feature `bench` or `second-layout` it goes to a file of its own, so that the object which
 /// lb-userspace embeds stays as it is.
 ///
 /// # Errors
@@ -40,12 +49,10 @@ pub(crate) fn build(features: &[String]) -> Result<PathBuf> {
     let compiler = compiler()?;
     let linker = command::find("bpf-linker").context("bpf-linker is missing after setup")?;
     let target = root().join("target");
-    let bench = features.iter().any(|feature| feature == "bench");
-    let directory = if bench {
-        target.join("bpf-bench")
-    } else {
-        target.clone()
-    };
+    let special = SPECIAL
+        .iter()
+        .find(|(feature, ..)| features.iter().any(|f| f == feature));
+    let directory = special.map_or_else(|| target.clone(), |(_, built, _)| target.join(built));
 
     let mut cargo = compiler.cargo("build");
     cargo
@@ -60,13 +67,11 @@ pub(crate) fn build(features: &[String]) -> Result<PathBuf> {
 
     let object = directory.join(TARGET).join("release/lb-ebpf");
     verify(&object)?;
-    if !bench {
+    let Some((_, _, copy)) = special else {
         return Ok(object);
-    }
-    let copy = target.join("bpf/lb-ebpf-bench");
-    fs::create_dir_all(target.join("bpf"))?;
-    fs::copy(&object, &copy)
-        .with_context(|| format!("copy {} to {}", object.display(), copy.display()))?;
+    };
+    let copy = target.join(copy);
+    command::replace(&object, &copy)?;
     Ok(copy)
 }
 

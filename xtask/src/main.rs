@@ -48,6 +48,9 @@ enum Task {
         /// With optimisation
         #[arg(long)]
         release: bool,
+        /// The agent and the data path of another layout too, for tests of a change between the two
+        #[arg(long)]
+        second_layout: bool,
     },
     /// Check format, lints and licences
     Lint,
@@ -137,9 +140,16 @@ fn main() -> ExitCode {
         Task::BuildEbpf { features } => ebpf::build(&features).map(|object| {
             println!("{}", object.display());
         }),
-        Task::Build { release } => compile::build(release).map(|programs| {
+        Task::Build {
+            release,
+            second_layout,
+        } => compile::build(release).and_then(|programs| {
             println!("{}", programs.agent.display());
             println!("{}", programs.lbctl.display());
+            if second_layout {
+                println!("{}", compile::second_layout()?.display());
+            }
+            Ok(())
         }),
         Task::Lint => lint::lint(),
         Task::Test { only, filter } => test::test(only, &filter),

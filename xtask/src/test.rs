@@ -152,6 +152,7 @@ fn cargo(tier: Tier) -> Result<Command> {
         Tier::Netns => {
             setup::network()?;
             compile::build(false)?;
+            compile::second_layout()?;
             cargo.args(["--package", "lb-tests"]);
         }
         Tier::Kubernetes => {

@@ -26,7 +26,7 @@ enum Command {
     CheckConfig(Box<ConfigFlags>),
 }
 
-fn main() -> ExitCode {
+pub(crate) fn main() -> ExitCode {
     match run(Cli::parse()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {

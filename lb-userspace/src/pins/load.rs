@@ -80,7 +80,14 @@ pub fn object(file: Option<&Path>) -> Result<Cow<'static, [u8]>, PinError> {
 }
 
 /// The object built into this program, with feature `bpf`.
-#[cfg(feature = "bpf")]
+#[cfg(all(feature = "bpf", feature = "second-layout"))]
+const EMBEDDED: Option<&[u8]> = Some(aya::include_bytes_aligned!(concat!(
+    env!("CARGO_MANIFEST_DIR"),
+    "/../target/second-layout/lb-ebpf"
+)));
+
+/// The object built into this program, with feature `bpf`.
+#[cfg(all(feature = "bpf", not(feature = "second-layout")))]
 const EMBEDDED: Option<&[u8]> = Some(aya::include_bytes_aligned!(concat!(
     env!("CARGO_MANIFEST_DIR"),
     "/../target/bpfel-unknown-none/release/lb-ebpf"
