@@ -106,6 +106,9 @@ struct FlowArgs {
     /// Only flows of this client (address or address:port)
     #[arg(long, value_name = "ADDR")]
     client: Option<Endpoint>,
+    /// Only flows whose backend takes no new ones: it is terminating, not ready or gone
+    #[arg(long)]
+    draining: bool,
     /// At most N flows; 0 for all
     #[arg(long, value_name = "N", default_value_t = 0)]
     limit: usize,
@@ -187,16 +190,14 @@ fn run(cli: Cli, writer: &mut dyn Write) -> anyhow::Result<()> {
         }
         Command::Flows(args) => {
             // Embryonic before established: a flow promoted between the two readings is in the latter.
-            let contents = reader.contents(&[View::Embryonic, View::Flows])?;
-            let (service, backend, client) = (args.service, args.backend, args.client);
-            let mut flows = flows::flows(
-                &contents,
-                &Filter {
-                    service,
-                    backend,
-                    client,
-                },
-            );
+            let contents = reader.contents(&[View::Embryonic, View::Flows, View::Drains])?;
+            let filter = Filter {
+                service: args.service,
+                backend: args.backend,
+                client: args.client,
+                draining: args.draining,
+            };
+            let mut flows = flows::flows(&contents, &filter);
             if args.limit != 0 {
                 flows.truncate(args.limit);
             }

@@ -75,6 +75,8 @@ pub struct Contents {
     pub event_bytes: Option<u32>,
     /// Names of the interfaces, by interface index.
     pub interfaces: BTreeMap<u32, String>,
+    /// When they were read, in seconds since 1970.
+    pub unix_seconds: u64,
     /// The data path's clock, if its program could be run.
     pub clock: Option<Clock>,
 }

@@ -12,7 +12,10 @@ use lb_common::{
 };
 use serde::Serialize;
 
+pub use self::draining::Draining;
 use crate::view::contents::Contents;
+
+mod draining;
 
 /// Which table holds a half.
 #[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd, Serialize)]
@@ -150,6 +153,8 @@ pub struct Flow {
     pub state: String,
     /// Seconds since the last packet in either direction; none if the clock is unknown.
     pub idle_seconds: Option<u64>,
+    /// Its backend takes no new flows of the service port; none while it does.
+    pub draining: Option<Draining>,
     /// `dnat`, `full-nat`, or `stack`: the node's stack served it before us, and goes on.
     pub mode: &'static str,
     /// Where the backend is: `remote`, `local` (a pod of this node) or `host` (the node itself).
@@ -177,6 +182,7 @@ pub struct FlowLine<'a> {
     backend: SocketAddr,
     state: &'a str,
     idle: Option<String>,
+    draining: Option<String>,
     mode: String,
     next_hop: String,
     identity: &'a str,
@@ -194,6 +200,7 @@ impl<'a> From<&'a Flow> for FlowLine<'a> {
             backend: flow.backend,
             state: &flow.state,
             idle: flow.idle_seconds.map(|seconds| format!("{seconds}s")),
+            draining: flow.draining.as_ref().map(Draining::word),
             mode: match flow.place {
                 "remote" => flow.mode.into(),
                 place => format!("{} {place}", flow.mode),
@@ -214,6 +221,8 @@ pub struct Filter {
     pub backend: Option<Endpoint>,
     /// The client's address, with or without port.
     pub client: Option<Endpoint>,
+    /// Only those whose backend takes no new flows.
+    pub draining: bool,
 }
 
 /// An address, with or without port.
@@ -258,6 +267,7 @@ impl Filter {
                 .backend
                 .is_none_or(|backend| backend.matches(flow.backend))
             && self.client.is_none_or(|client| client.matches(flow.client))
+            && (!self.draining || flow.draining.is_some())
     }
 }
 
@@ -376,6 +386,7 @@ fn join(contents: &Contents, forward: Option<&Half>, reverse: Option<&Half>) -> 
         service: contents.service(half.service),
         state: joined_state(forward, reverse),
         idle_seconds: halves.into_iter().flatten().filter_map(idle).min(),
+        draining: Draining::of(contents, half),
         mode: match half.flags {
             flags if flags & flag::PASS != 0 => "stack",
             flags if flags & flag::FULL_NAT != 0 => "full-nat",

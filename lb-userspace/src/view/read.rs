@@ -2,6 +2,7 @@
 
 use std::{collections::BTreeMap, fs::File, io, os::fd::AsFd as _, path::Path};
 
+use jiff::Timestamp;
 use lb_common::{
     conntrack::{Entry4, Entry6},
     control::Control,
@@ -66,6 +67,7 @@ impl Reader {
         let mut contents = Contents {
             interfaces: interfaces(),
             clock: self.clock(),
+            unix_seconds: u64::try_from(Timestamp::now().as_second()).unwrap_or_default(),
             ..Contents::default()
         };
         if views.iter().any(|view| needs_tables(*view)) {

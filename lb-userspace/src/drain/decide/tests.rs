@@ -140,7 +140,9 @@ fn only_what_left_and_takes_nothing_new_has_a_deadline() {
         let key = left(&before);
         let old = old.map(|old| (key, old)).into_iter().collect();
         let tables = planned(&before, &after);
-        let decided = decide(&old, &hanging(&before), &tables, &after, NOW);
+        let mut hanging = hanging(&before);
+        hanging.retain(|hung, _| *hung == key);
+        let decided = decide(&old, &hanging, &tables, &after, NOW);
         let expected: Vec<_> = expected.map(|at| (key, at)).into_iter().collect();
         let decided: Vec<_> = decided.iter().map(|(key, d)| (*key, d.at)).collect();
         assert_eq!(decided, expected, "{name}");

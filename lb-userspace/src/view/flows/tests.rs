@@ -9,10 +9,10 @@ fn flows_as_a_table() {
     let flows = flows(&fixture::contents(), &Filter::default());
     let lines: Vec<_> = flows.iter().map(FlowLine::from).collect();
     insta::assert_snapshot!(text_of(&lines, Output::Table), @r#"
-    PROTOCOL  CLIENT                FRONTEND           SNAT             BACKEND               STATE        IDLE  MODE        NEXT HOP               IDENTITY  SERVICE
-    TCP       198.51.100.7:40000    192.0.2.1:80       10.0.0.100:1024  10.0.0.1:8080         established  5s    full-nat    10.0.0.254@eth1 / tcx  1234abcd  default/web:http/TCP/IPv4
-    TCP       198.51.100.8:40000    192.0.2.1:80       -                10.0.0.1:8080         closed       5s    dnat        10.0.0.254@eth1 / tcx  00000042  default/web:http/TCP/IPv4
-    UDP       [2001:db8:1::9]:5353  [2001:db8::53]:53  -                [2001:db8:2::1]:5300  embryonic/-  0s    dnat local  tcx / -                0000beef  kube-system/dns:dns/UDP/IPv6
+    PROTOCOL  CLIENT                FRONTEND           SNAT             BACKEND               STATE        IDLE  DRAINING  MODE        NEXT HOP               IDENTITY  SERVICE
+    TCP       198.51.100.7:40000    192.0.2.1:80       10.0.0.100:1024  10.0.0.1:8080         established  5s           -  full-nat    10.0.0.254@eth1 / tcx  1234abcd  default/web:http/TCP/IPv4
+    TCP       198.51.100.8:40000    192.0.2.1:80       -                10.0.0.1:8080         closed       5s           -  dnat        10.0.0.254@eth1 / tcx  00000042  default/web:http/TCP/IPv4
+    UDP       [2001:db8:1::9]:5353  [2001:db8::53]:53  -                [2001:db8:2::1]:5300  embryonic/-  0s           -  dnat local  tcx / -                0000beef  kube-system/dns:dns/UDP/IPv6
     "#);
 }
 
