@@ -254,7 +254,10 @@ impl Agent {
                     stale = true;
                 }
                 _ = expiry.tick(), if expiring.is_none() => expiring = self.expire(),
-                _ = refusals.tick() => self.refusals.log(),
+                _ = refusals.tick() => {
+                    self.refusals.log();
+                    self.observer.look_at_room();
+                }
                 done = async { expiring.as_mut()?.await.ok() }, if expiring.is_some() => {
                     expiring = None;
                     self.expired(done);

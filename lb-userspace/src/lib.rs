@@ -26,6 +26,7 @@ pub mod node;
 pub mod pins;
 pub mod plan;
 pub mod preflight;
+pub mod pressure;
 pub mod refusals;
 pub mod snapshot;
 pub mod source;

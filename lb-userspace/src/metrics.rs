@@ -36,7 +36,7 @@
 //! New TCP flows are refused while all entries of a family exceed the limit of `protocol="TCP"`, new
 //! UDP flows while those of UDP exceed the limit of `protocol="UDP"`. An SNAT port serves one flow to
 //! each backend: an address is exhausted for a backend when `busiest_backend` reaches `capacity`. Next
-//! hops are the map `next_hop_index`.
+//! hops are the map `next_hop_index`. The agent warns of a table that reaches 80 % of its limit.
 //!
 //! # The agent
 //!
@@ -48,6 +48,8 @@
 //! | `sluice_table_operations_total` | counter | `operation` |
 //! | `sluice_expiry_pass_duration_seconds` | histogram | |
 //! | `sluice_expired_entries_total` | counter | |
+//! | `sluice_table_pressure_warnings_total` | counter | `table` |
+//! | `sluice_draining_flows` | gauge | |
 //! | `sluice_rejected_objects` | gauge | `kind` |
 //! | `sluice_without_local_endpoint_service_ports` | gauge | `traffic`: `internal`, `external` |
 //! | `sluice_source_complete` | gauge | |
@@ -94,6 +96,7 @@ use crate::{
     http::{ListenError, Server},
     pins::PinDirectory,
     plan::WithoutLocal,
+    pressure::{Level, Room},
     snapshot::{ObjectName, Rejection, SubjectKind},
     tables::TableSet,
     watch::Contact,
@@ -189,6 +192,28 @@ impl Metrics {
         self.0.agent.expiry_passes.observe(took.as_secs_f64());
         self.0.agent.expired.inc_by(pass.deleted);
         *lock(&self.0.data_path.flows) = pass.flows.clone();
+    }
+
+    /// Flows which a drain deadline will end.
+    pub fn draining(&self, flows: u64) {
+        let flows = i64::try_from(flows).unwrap_or(i64::MAX);
+        self.0.agent.draining.set(flows);
+    }
+
+    /// How much of each table that clients can fill is in use.
+    pub fn rooms(&self) -> Vec<Room> {
+        let maps = lock(&self.0.data_path.maps).clone();
+        let flows = lock(&self.0.data_path.flows);
+        maps.map(|maps| maps.rooms(&flows)).unwrap_or_default()
+    }
+
+    /// Tables that fill, or have room again.
+    pub fn pressed(&self, news: &[(Room, Level)]) {
+        for (room, level) in news {
+            if *level != Level::Calm {
+                self.0.agent.pressed(room.table.label());
+            }
+        }
     }
 
     /// What is not served now.

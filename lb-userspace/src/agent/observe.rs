@@ -22,6 +22,7 @@ use crate::{
     metrics::{Causes, Metrics},
     node::{NodeConfig, NodePortAddresses},
     pins::PinDirectory,
+    pressure::{self, Pressure},
     snapshot::{NodeObject, ObjectName, Subject, SubjectKind},
     source::SourceState,
     watch::Contact,
@@ -42,6 +43,7 @@ pub(super) struct Observer {
     /// What the last draft wants, until it is applied.
     wanted: Option<Wanted>,
     changes_tables: bool,
+    pressure: Pressure,
     /// Closed with us.
     _servers: Vec<Server>,
 }
@@ -124,6 +126,7 @@ impl Early {
             causes: Causes::new(Timestamp::now().as_millisecond()),
             wanted: None,
             changes_tables: false,
+            pressure: Pressure::default(),
             _servers: servers,
         })
     }
@@ -181,6 +184,13 @@ impl Observer {
     pub(super) fn expired(&self, pass: &Pass, began: Instant) {
         self.metrics
             .expired(pass, clock().saturating_duration_since(began));
+    }
+
+    /// Tells of tables that fill, before they are full.
+    pub(super) fn look_at_room(&mut self) {
+        let news = self.pressure.look(&self.metrics.rooms());
+        self.metrics.pressed(&news);
+        pressure::log(&news);
     }
 
     /// Where health-check node ports are to be listened on.

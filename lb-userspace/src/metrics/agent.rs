@@ -30,8 +30,10 @@ pub(super) struct Agent {
     pub(super) drifts: Counter,
     pub(super) expiry_passes: Histogram,
     pub(super) expired: Counter,
+    pub(super) draining: Gauge,
     rejected: Family<Label, Gauge>,
     without_local: Family<Label, Gauge>,
+    pressure: Family<Label, Counter>,
     pub(super) source_complete: Gauge,
 }
 
@@ -53,8 +55,10 @@ impl Agent {
             drifts: Counter::default(),
             expiry_passes: durations(),
             expired: Counter::default(),
+            draining: Gauge::default(),
             rejected: Family::default(),
             without_local: Family::default(),
+            pressure: Family::default(),
             source_complete: Gauge::default(),
         };
         agent.register(registry);
@@ -107,6 +111,12 @@ impl Agent {
             &self.expired,
         );
         registry.register_with_unit(
+            "draining",
+            "Flows of backends that are terminating or gone, which their drain deadline ends",
+            Unit::Other("flows".into()),
+            self.draining.clone(),
+        );
+        registry.register_with_unit(
             "table",
             "Operations on the tables",
             Unit::Other("operations".into()),
@@ -124,6 +134,12 @@ impl Agent {
             Unit::Other("service_ports".into()),
             self.without_local.clone(),
         );
+        registry.register_with_unit(
+            "table_pressure",
+            "Times a table was found to fill or to be full; SNAT ports are the table snat",
+            Unit::Other("warnings".into()),
+            self.pressure.clone(),
+        );
         registry.register(
             "source_complete",
             "1 if every source of objects has delivered a complete list, else 0",
@@ -140,6 +156,11 @@ impl Agent {
                 counter.inc_by(run.len() as u64);
             }
         }
+    }
+
+    /// A table was told of.
+    pub(super) fn pressed(&self, table: &'static str) {
+        self.pressure.get_or_create(&[("table", table)]).inc();
     }
 
     /// Changes of endpoints reached the tables.

@@ -27,6 +27,8 @@ use crate::{
     health::PortState,
     kernel::Map,
     pins::PinDirectory,
+    pressure::{Room, Table},
+    tables::Family,
     view::counters::{Count, counters},
     watch::Contacted,
 };
@@ -144,6 +146,25 @@ impl Maps {
         }
         reading.failures = failures;
         reading
+    }
+
+    /// What clients can fill. What cannot be read is left out.
+    pub(super) fn rooms(&self, flows: &FlowCounts) -> Vec<Room> {
+        let mut failures = 0;
+        let [v4, v6]: [FlowTable; 2] = self.flows().unwrap_or_else(note(&mut failures));
+        let room = |table, used, limit| Room { table, used, limit };
+        let mut rooms = Vec::from([
+            room(Table::Flows(Family::V4), v4.entries, v4.limit),
+            room(Table::Flows(Family::V6), v6.entries, v6.limit),
+            room(Table::UdpFlows(Family::V4), v4.udp_entries, v4.udp_limit),
+            room(Table::UdpFlows(Family::V6), v6.udp_entries, v6.udp_limit),
+        ]);
+        let snat: Vec<Snat> = self.snat(flows).unwrap_or_else(note(&mut failures));
+        rooms.extend(
+            snat.iter()
+                .map(|snat| room(Table::Snat(snat.address), snat.most_ports, snat.ports)),
+        );
+        rooms
     }
 
     fn map(&self, name: &str) -> io::Result<&Map> {

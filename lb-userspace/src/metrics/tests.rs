@@ -11,6 +11,7 @@ use super::{
 };
 use crate::{
     diff::diff,
+    pressure::Table,
     snapshot::{ObjectName, Subject},
     view::{counters::counters, fixture},
     watch::Contacted,
@@ -146,6 +147,12 @@ fn exposition() -> String {
         rejection("b", Some(SubjectKind::Service)),
         rejection("c", None),
     ]);
+    let room = Room {
+        table: Table::Flows(crate::tables::Family::V4),
+        used: 8,
+        limit: 10,
+    };
+    metrics.pressed(&[(room, Level::Filling), (room, Level::Calm)]);
     metrics.source_complete(true);
     metrics.text().expect("text")
 }
