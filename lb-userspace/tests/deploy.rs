@@ -216,6 +216,27 @@ fn the_daemon_set_asks_where_the_agent_answers() {
 }
 
 #[test]
+fn the_job_that_detaches_finds_what_the_agent_left() {
+    let set = object("base/daemonset.yaml", "DaemonSet");
+    let job = object("detach.yaml", "Job");
+    let pod = |object: &Value| object["spec"]["template"]["spec"].clone();
+    let (set, job) = (pod(&set), pod(&job));
+    for field in ["nodeSelector", "tolerations", "hostNetwork"] {
+        assert_eq!(job[field], set[field], "{field}");
+    }
+    let (agent, lbctl) = (&set["containers"][0], &job["containers"][0]);
+    assert_eq!(lbctl["image"], agent["image"]);
+    assert_eq!(lbctl["securityContext"], agent["securityContext"]);
+    for (object, field) in [(lbctl, "volumeMounts"), (&job, "volumes")] {
+        let of_agent = if field == "volumes" { &set } else { agent };
+        let all = of_agent[field].as_array().expect("a list");
+        let own = object[field].as_array().expect("a list");
+        assert!(own.iter().all(|it| all.contains(it)), "{field}: {own:?}");
+        assert_eq!(own.len(), 2, "{field}");
+    }
+}
+
+#[test]
 fn the_role_allows_what_the_agent_does_and_no_more() {
     let role = object("base/rbac.yaml", "ClusterRole");
     let mut allowed = BTreeSet::new();

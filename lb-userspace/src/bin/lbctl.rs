@@ -4,7 +4,7 @@
 
 use std::{
     io::{self, BufWriter, Write},
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::ExitCode,
     time::{Duration, Instant},
 };
@@ -15,6 +15,7 @@ use clap_complete::Shell;
 use lb_userspace::{
     dataplane::{Dataplane as _, bpf::BpfDataplane},
     pins::{self, PinDirectory},
+    preflight,
     view::{
         backends::{self, BackendLine},
         catalog::{self, View},
@@ -345,8 +346,10 @@ fn detach(
         }
         writeln!(writer, "new flows go to the node's stack")?;
         writer.flush()?;
-        wait_for_flows(reader, patience, writer)?;
+        wait_for_flows(reader, patience, &lock.lock_file, writer)?;
     }
+    // An agent that starts now would attach again what is being removed.
+    let _lock = preflight::lock(&lock.lock_file)?;
     pins.remove()?;
     Ok(writeln!(writer, "removed {}", pins.path().display())?)
 }
@@ -355,11 +358,15 @@ fn detach(
 fn wait_for_flows(
     reader: &Reader,
     patience: &Patience,
+    lock_file: &Path,
     writer: &mut dyn Write,
 ) -> anyhow::Result<()> {
     let start = now();
     let mut told = None;
     loop {
+        if read::is_locked(lock_file).unwrap_or(false) {
+            bail!("an agent was started, and serves new flows again: stop it first");
+        }
         // Embryonic before established: a flow promoted between the two readings is in the latter.
         let mut halves = reader.halves(Table::Embryonic)?;
         halves.extend(reader.halves(Table::Established)?);
