@@ -12,6 +12,7 @@ pub mod dataplane;
 pub mod devices;
 pub mod diff;
 pub mod drain;
+pub mod duration;
 pub mod events;
 pub mod expire;
 pub mod health;

@@ -19,7 +19,6 @@ use crate::tables::{Family, Protocol};
 
 pub mod address;
 pub mod convert;
-pub mod duration;
 
 /// Everything the sources know about the cluster.
 ///

@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, time::Duration};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
 use super::Rejected;
-use crate::snapshot::duration::parse_duration;
+use crate::duration::parse_duration;
 
 /// Prefix of our annotations.
 const OURS: &str = "sluice.dev/";

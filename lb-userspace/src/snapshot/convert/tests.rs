@@ -114,7 +114,7 @@ fn a_drain_deadline_is_a_duration_or_named() {
             "30",
             None,
             Some(
-                "`30` is not a duration such as 30m or 1h30m; flows stay with a backend until they end",
+                "`30` is not a duration such as `90s` or `2h15m`; flows stay with a backend until they end",
             ),
         ),
     ] {

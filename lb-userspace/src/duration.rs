@@ -1,9 +1,10 @@
-//! Durations as people write them in Kubernetes objects: Go's form, such as `1h30m` or `1.5s`.
+//! Durations as people write them in Kubernetes objects and in the configuration: Go's form, such as
+//! `1h30m` or `1.5s`, and days.
 
 use std::time::Duration;
 
 /// Parses what Go's `time.ParseDuration` (go/src/time/format.go) takes, but for a sign: numbers with
-/// units `ns`, `us`, `µs`, `ms`, `s`, `m`, `h`, or a bare `0`.
+/// units `ns`, `us`, `µs`, `ms`, `s`, `m`, `h`, or a bare `0`. Days, `d`, are ours.
 ///
 /// # Errors
 ///
@@ -12,7 +13,7 @@ pub fn parse_duration(text: &str) -> Result<Duration, String> {
     if text == "0" {
         return Ok(Duration::ZERO);
     }
-    let wrong = || format!("`{text}` is not a duration such as 30m or 1h30m");
+    let wrong = || format!("`{text}` is not a duration such as `90s` or `2h15m`");
     let long = || format!("`{text}` is longer than 292 years");
     let mut rest = text;
     let mut total = 0_u64;
@@ -55,6 +56,7 @@ const fn nanoseconds(unit: &str) -> Option<u64> {
         b"s" => 1_000_000_000,
         b"m" => 60_000_000_000,
         b"h" => 3_600_000_000_000,
+        b"d" => 86_400_000_000_000,
         _ => return None,
     })
 }
@@ -99,7 +101,8 @@ mod tests {
             ("no number", "m", None),
             ("only a point", ".s", None),
             ("two points", "1.2.3s", None),
-            ("unknown unit", "1d", None),
+            ("days", "1d", Some(86_400_000)),
+            ("unknown unit", "1w", None),
             ("a space", "1h 30m", None),
             ("a sign", "-1h", None),
             ("capital", "1H", None),
@@ -119,7 +122,10 @@ mod tests {
     #[test]
     fn what_is_wrong_is_said() {
         let message = |text| parse_duration(text).err().unwrap_or_default();
-        assert_eq!(message("1d"), "`1d` is not a duration such as 30m or 1h30m");
+        assert_eq!(
+            message("1w"),
+            "`1w` is not a duration such as `90s` or `2h15m`"
+        );
         assert_eq!(message("3000000h"), "`3000000h` is longer than 292 years");
     }
 }
