@@ -53,7 +53,7 @@ pub struct Pass {
     pub condemned: u64,
     /// Halves deleted.
     pub deleted: u64,
-    /// Flows ended, since their time with a backend that left was over.
+    /// Halves ended, since the time of their flows with a backend that left was over.
     pub ended: u64,
     /// What flows name.
     pub in_use: InUse,
@@ -171,7 +171,8 @@ impl Expiry {
                 pass.in_use.note(flow, entry);
                 pass.flows.note_established(flow, entry);
                 let half = entry.head();
-                if !overdue.is_empty() && overdue.contains(&member(entry)) {
+                let is_open = !state::is_closed(half.state());
+                if is_open && !overdue.is_empty() && overdue.contains(&member(entry)) {
                     // The other half goes with it.
                     if entry.flags() & flag::REVERSE == 0 {
                         ended.push(R::new(*flow, half));

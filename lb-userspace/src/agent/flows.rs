@@ -46,13 +46,11 @@ impl Agent {
                     info!(halves, condemned, deleted, "idle flows");
                 }
                 if pass.ended > 0 {
-                    info!(
-                        flows = pass.ended,
-                        "ended: the drain deadline of their backends passed"
-                    );
+                    info!(halves = pass.ended, "ended: their drain deadline passed");
                 }
                 self.drains.seen(&pass.in_use.hanging);
                 self.drain();
+                self.observer.metrics.draining(self.drains.flows());
                 let own = self.own_addresses();
                 if let Some(worker) = &mut self.worker {
                     worker.release(&pass.in_use, began);

@@ -75,7 +75,7 @@ pub(super) fn decide(
     now: u64,
 ) -> BTreeMap<MemberKey, Deadline> {
     let kept = old.iter().filter(|(key, _)| {
-        !is_told_of(tables, snapshot, key.service) && !takes_new_flows(tables, key)
+        !is_told_of(tables, snapshot, key.service) && !takes_new_flows(tables, **key)
     });
     let mut deadlines: BTreeMap<_, _> = kept.map(|(key, deadline)| (*key, *deadline)).collect();
     let allowed = allowed(tables, snapshot);
@@ -92,7 +92,7 @@ pub(super) fn decide(
         let of_service = hanging.range(first..=last);
         left.extend(
             of_service
-                .filter(|(key, _)| !takes_new_flows(tables, key))
+                .filter(|(key, _)| !takes_new_flows(tables, **key))
                 .map(|(key, hanging)| (*key, name, hanging.endpoint, time)),
         );
     }
@@ -141,7 +141,7 @@ pub(super) fn object<'a>(snapshot: &'a Snapshot, name: &str) -> Option<&'a Servi
     Some(object)
 }
 
-fn takes_new_flows(tables: &TableSet, key: &MemberKey) -> bool {
+fn takes_new_flows(tables: &TableSet, key: MemberKey) -> bool {
     let flags = tables.members.get(&(key.service, key.backend));
     flags.is_some_and(|flags| flags & (member_flag::CLUSTER | member_flag::LOCAL) != 0)
 }
