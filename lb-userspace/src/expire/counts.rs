@@ -19,6 +19,8 @@ pub struct FlowCounts {
     pub backends: PerId,
     /// Entries in `EMBRYONIC_V4` and `EMBRYONIC_V6`: one for each direction.
     pub embryonic: [u64; 2],
+    /// Established entries of closed flows, IPv4 and IPv6: they rest, and yield to whoever needs their place.
+    pub closed: [u64; 2],
     /// Flows that have a port of an SNAT address.
     pub snat: BTreeMap<IpAddr, SnatUse>,
 }
@@ -77,9 +79,14 @@ impl FlowCounts {
         flow: &F,
         entry: &impl Entry<Flow = F>,
     ) {
+        let is_closed = state::is_closed(entry.head().state());
+        if is_closed {
+            let Address(address) = flow.source().into();
+            *of(&mut self.closed, Family::of(address)) += 1;
+        }
         if entry.flags() & flag::REVERSE != 0 {
             self.note_snat(flow, entry);
-        } else if !state::is_closed(entry.head().state()) {
+        } else if !is_closed {
             self.services.count(entry.service());
             self.backends.count(entry.backend());
         }
@@ -91,11 +98,7 @@ impl FlowCounts {
         flows: &[F],
         entries: &[impl Entry<Flow = F>],
     ) {
-        let [v4, v6] = &mut self.embryonic;
-        *(match family {
-            Family::V4 => v4,
-            Family::V6 => v6,
-        }) += flows.len() as u64;
+        *of(&mut self.embryonic, family) += flows.len() as u64;
         for (flow, entry) in flows.iter().zip(entries) {
             if entry.flags() & flag::REVERSE != 0 {
                 self.note_snat(flow, entry);
@@ -116,6 +119,14 @@ impl FlowCounts {
         let udp = u32::from(flow.protocol() == protocol::UDP);
         let id = entry.backend().saturating_mul(2).saturating_add(udp);
         self.snat.entry(address).or_default().ports.count(id);
+    }
+}
+
+/// The number of one family.
+const fn of([v4, v6]: &mut [u64; 2], family: Family) -> &mut u64 {
+    match family {
+        Family::V4 => v4,
+        Family::V6 => v6,
     }
 }
 
@@ -170,6 +181,7 @@ mod tests {
         assert_eq!((counts.services.of(7), counts.services.of(8)), (1, 0));
         assert_eq!((counts.backends.of(3), counts.backends.of(4)), (1, 0));
         assert_eq!(counts.embryonic, [2, 0]);
+        assert_eq!(counts.closed, [2, 0]);
         let (address, snat) = counts.snat.first_key_value().expect("an SNAT address");
         assert_eq!(*address, IpAddr::from([192, 0, 2, 9]));
         assert_eq!((snat.flows(), snat.most_ports()), (5, 3));

@@ -152,10 +152,16 @@ impl Maps {
     pub(super) fn rooms(&self, flows: &FlowCounts) -> Vec<Room> {
         let mut failures = 0;
         let [v4, v6]: [FlowTable; 2] = self.flows().unwrap_or_else(note(&mut failures));
+        let [closed4, closed6] = flows.closed;
         let room = |table, used, limit| Room { table, used, limit };
+        // Closed flows rest only while nobody needs their place.
+        let (open4, open6) = (
+            v4.entries.saturating_sub(closed4),
+            v6.entries.saturating_sub(closed6),
+        );
         let mut rooms = Vec::from([
-            room(Table::Flows(Family::V4), v4.entries, v4.limit),
-            room(Table::Flows(Family::V6), v6.entries, v6.limit),
+            room(Table::Flows(Family::V4), open4, v4.limit),
+            room(Table::Flows(Family::V6), open6, v6.limit),
             room(Table::UdpFlows(Family::V4), v4.udp_entries, v4.udp_limit),
             room(Table::UdpFlows(Family::V6), v6.udp_entries, v6.udp_limit),
         ]);
