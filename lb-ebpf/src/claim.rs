@@ -17,6 +17,7 @@ use crate::{
     family::Family,
     flow_packet::{FlowPacket, Step},
     stats,
+    subprogram::step,
     tables::{self, DEVICE_INDEX, DEVICES, NEXT_HOPS},
 };
 
@@ -56,10 +57,14 @@ struct Attempt<F: Family> {
     now: u32,
 }
 
-/// Claims the reply tuple of a flow [`crate::select::choose`] chose a backend for. On
-/// [`Step::FORWARD`] `out` is the forward half, identity included, not yet in a table.
-#[inline(never)]
-pub(crate) fn claim_reply<F: Family>(packet: &FlowPacket<F::Flow>, out: &mut F::Entry) -> Step {
+step! {
+    /// Claims the reply tuple of a flow [`crate::select::choose`] chose a backend for. On
+    /// [`Step::FORWARD`] `out` is the forward half, identity included, not yet in a table.
+    claim_reply = claim as claim_v4, claim_v6
+}
+
+#[inline(always)]
+fn claim<F: Family>(packet: &FlowPacket<F::Flow>, out: &mut F::Entry) -> Step {
     // SAFETY: takes nothing, cannot fail.
     let random = unsafe { bpf_get_prandom_u32() };
     let identity = if random == 0 { 1 } else { random };
@@ -128,9 +133,13 @@ pub(crate) fn claim_reply<F: Family>(packet: &FlowPacket<F::Flow>, out: &mut F::
     Step::FORWARD
 }
 
-/// Inserts the forward half of a flow whose reply tuple is claimed.
-#[inline(never)]
-pub(crate) fn insert_forward<F: Family>(packet: &FlowPacket<F::Flow>, out: &mut F::Entry) -> Step {
+step! {
+    /// Inserts the forward half of a flow whose reply tuple is claimed.
+    insert_forward = insert as insert_v4, insert_v6
+}
+
+#[inline(always)]
+fn insert<F: Family>(packet: &FlowPacket<F::Flow>, out: &mut F::Entry) -> Step {
     if F::insert_embryonic(&packet.flow, out).is_ok() {
         stats::event(Event::FlowCreated, packet.length);
         stats::flow(out.service(), out.backend(), |traffic| {

@@ -14,7 +14,7 @@ use crate::{
     clock, established,
     family::{Family, V4, V6},
     flow_packet::Step,
-    forward,
+    gate,
     ingress::{DROP, NEXT},
     parse::{Layout, SkbFrame, blank, parse},
     path,
@@ -26,6 +26,9 @@ use crate::{
 #[inline(always)]
 pub(crate) fn run(ctx: *mut __sk_buff) -> i32 {
     let skb = Skb(ctx);
+    if gate::read().is_standby() {
+        return NEXT;
+    }
     let ether_type = skb.protocol();
     if ether_type == EtherType::Ipv4 as u16 {
         reverse::<V4>(skb)
@@ -64,11 +67,15 @@ fn reverse<F: SkbFrame>(skb: Skb) -> i32 {
     let mut entry = MaybeUninit::uninit();
     // SAFETY: an entry of zeroes is valid.
     let entry = unsafe { words::zeroed::<F::Entry>(&mut entry) };
-    let found = established::find::<F>(packet, forward::route_generation(), entry);
+    let found = established::find::<F>(packet, gate::read().route_generation(), entry);
     let step = path::known_flow::<F>(packet, found, entry);
     // The stack has routed the packet already: a stale route of ours is of no interest.
-    if step == Step::MISS || step.reason().is_some() {
+    if step == Step::MISS {
         return NEXT;
+    }
+    if let Some(number) = step.reason() {
+        stats::reason_number(number, packet.length);
+        return DROP;
     }
     let at = Placement {
         l4: layout.l4,

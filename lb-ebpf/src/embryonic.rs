@@ -6,7 +6,7 @@ use lb_common::{
     conntrack::{Entry, Head, Note, Segment, flag, state, tcp_flag, ticks_since},
     flow::Flow as _,
     names::flow_use,
-    reason::Event,
+    reason::{Event, Reason},
     service::{MemberKey, member_flag},
 };
 
@@ -14,16 +14,22 @@ use crate::{
     established::{change_use, exchange_head, exchange_note, holds, needs_route, snapshot},
     family::{Family, entries_in_use},
     flow_packet::{FlowPacket, Step},
+    gate,
     serving::{may_stay, serves_still},
     stats,
+    subprogram::step,
     tables::{MEMBERS, config},
     words,
 };
 
-/// Looks among the embryonic flows, then once more among the established: a flow is promoted into the
-/// one before it leaves the other, so a packet that misses both in this order belongs to neither.
-#[inline(never)]
-pub(crate) fn find<F: Family>(packet: &FlowPacket<F::Flow>, out: &mut F::Entry) -> Step {
+step! {
+    /// Looks among the embryonic flows, then once more among the established: a flow is promoted into
+    /// the one before it leaves the other, so a packet that misses both in this order belongs to neither.
+    find = find_flow as find_embryonic_v4, find_embryonic_v6
+}
+
+#[inline(always)]
+fn find_flow<F: Family>(packet: &FlowPacket<F::Flow>, out: &mut F::Entry) -> Step {
     if let Some(entry) = F::embryonic(&packet.flow) {
         // SAFETY: looked up just now.
         if unsafe { snapshot::<F>(entry, out) } {
@@ -56,11 +62,21 @@ fn reply<F: Family>(
     out: &mut F::Entry,
 ) -> Step {
     let head = out.head();
-    let touched = head.touched(state::REPLIED, packet.now);
+    let mut touched = head.touched(state::REPLIED, packet.now);
     let next = Note::new(
         head.identity(),
         packet.sequence.wrapping_add(packet.sequence_length),
     );
+    let resets = packet.is_tcp() && packet.segment() == Segment::Reset;
+    let tells =
+        state::base(head.state()) != state::REPLIED || (packet.is_tcp() && next != out.note());
+    if (tells || resets) && gate::is_frozen(packet.now) {
+        // What the client must acknowledge would be noted where nobody looks any more.
+        if packet.is_tcp() {
+            return Step::refuse(Reason::Frozen);
+        }
+        touched = head;
+    }
     // SAFETY: looked up by the caller; both fail if the element serves another flow by now.
     unsafe {
         if packet.is_tcp() && next != out.note() {
@@ -73,7 +89,7 @@ fn reply<F: Family>(
     let stale = head.stamp() != packet.now;
     out.set_head(touched);
     let step = needs_route::<F>(out, stale);
-    if packet.is_tcp() && packet.segment() == Segment::Reset {
+    if resets {
         // The backend refused: the tuple is free again. Only the backend's side can say so.
         F::remove_embryonic(&out.written(packet.protocol()).reversed());
         F::remove_embryonic(&packet.flow);
@@ -103,7 +119,7 @@ fn request<F: Family>(
     };
     let Some((peer_head, peer_note)) = peer.filter(|(h, _)| h.identity() == head.identity()) else {
         // The other half is gone, evicted or taken over: promoted meanwhile, or dead.
-        if F::established(&packet.flow).is_none() {
+        if F::established(&packet.flow).is_none() && !gate::is_frozen(packet.now) {
             F::remove_embryonic(&packet.flow);
         }
         return Step::MISS;
@@ -111,11 +127,17 @@ fn request<F: Family>(
     let replied = state::base(peer_head.state()) == state::REPLIED;
     let stale = head.stamp() != packet.now;
     if stale && is_over::<F>(packet, out, replied) {
+        if gate::is_frozen(packet.now) {
+            return Step::refuse(Reason::Frozen);
+        }
         F::remove_embryonic(&packet.flow);
         F::remove_embryonic(&reply_key);
         return Step::MISS;
     }
     if !packet.is_tcp() && !serves_still::<F>(out) && !may_stay::<F>(packet, out) {
+        if gate::is_frozen(packet.now) {
+            return Step::refuse(Reason::Frozen);
+        }
         F::remove_embryonic(&packet.flow);
         F::remove_embryonic(&reply_key);
         stats::event(Event::FlowReselected, packet.length);
@@ -128,7 +150,8 @@ fn request<F: Family>(
         out.set_head(touched);
     }
     let step = needs_route::<F>(out, stale);
-    if replied && proves(packet, peer_note) {
+    // Put off while frozen: the client's next packet proves as much.
+    if replied && proves(packet, peer_note) && !gate::is_frozen(packet.now) {
         promote::<F>(packet, out, &reply_key);
     }
     step

@@ -10,16 +10,17 @@ use lb_common::{
     },
     flow::Flow as _,
     names::flow_use,
-    reason::Event,
+    reason::{Event, Reason},
 };
 
 use crate::{
     atomic,
     family::{Closing, Family},
     flow_packet::{FlowPacket, Step},
-    forward,
+    gate,
     serving::{may_stay, serves_still},
     stats,
+    subprogram::step,
     tables::{FLOW_USE, SERVICES, config},
     words,
 };
@@ -104,10 +105,14 @@ pub(crate) fn find<F: Family>(
     if calm { Step::FORWARD } else { Step::HAND_OVER }
 }
 
-/// A packet which changes its flow: the first of a tick, a stale route, SYN, FIN, RST, or a state
-/// other than established. On [`Step::FORWARD`] and [`Step::ROUTE`] `out` is up to date.
-#[inline(never)]
-pub(crate) fn touch<F: Family>(packet: &FlowPacket<F::Flow>, out: &mut F::Entry) -> Step {
+step! {
+    /// A packet which changes its flow: the first of a tick, a stale route, SYN, FIN, RST, or a state
+    /// other than established. On [`Step::FORWARD`] and [`Step::ROUTE`] `out` is up to date.
+    touch = touch_flow as touch_v4, touch_v6
+}
+
+#[inline(always)]
+fn touch_flow<F: Family>(packet: &FlowPacket<F::Flow>, out: &mut F::Entry) -> Step {
     let Some(entry) = F::established(&packet.flow) else {
         return Step::MISS;
     };
@@ -118,13 +123,19 @@ pub(crate) fn touch<F: Family>(packet: &FlowPacket<F::Flow>, out: &mut F::Entry)
     let head = out.head();
     let reverse = out.flags() & flag::REVERSE != 0;
     let stale = head.stamp() != packet.now;
-    if (stale || head.state() & CONDEMNED != 0) && !peer_lives::<F>(packet, out) {
+    let passes = out.flags() & flag::PASS != 0;
+    if (stale || head.state() & CONDEMNED != 0) && !peer_lives::<F>(packet, out) && !passes {
+        if gate::is_frozen(packet.now) {
+            return Step::refuse(Reason::Frozen);
+        }
         // A half alone forwards what is never answered: better a new flow.
         remove::<F>(packet, out);
         return Step::MISS;
     }
     let state = state::base(head.state());
-    if packet.is_tcp() {
+    if passes {
+        // The stack knows what the packet is to its flow.
+    } else if packet.is_tcp() {
         // A client's SYN opens the tuple anew. Where the client's address is kept, a backend's SYN-ACK
         // answers a SYN that was none of ours: a direct connection from that port has the tuple now.
         let opens = if reverse {
@@ -133,6 +144,9 @@ pub(crate) fn touch<F: Family>(packet: &FlowPacket<F::Flow>, out: &mut F::Entry)
             packet.segment() == Segment::Syn
         };
         if opens && state::is_closed(state) {
+            if gate::is_frozen(packet.now) {
+                return Step::refuse(Reason::Frozen);
+            }
             remove::<F>(packet, out);
             return Step::MISS;
         }
@@ -146,6 +160,9 @@ pub(crate) fn touch<F: Family>(packet: &FlowPacket<F::Flow>, out: &mut F::Entry)
             });
         if epoch != out.note().value() {
             if !may_stay::<F>(packet, out) {
+                if gate::is_frozen(packet.now) {
+                    return Step::refuse(Reason::Frozen);
+                }
                 remove::<F>(packet, out);
                 stats::event(Event::FlowReselected, packet.length);
                 return Step::MISS;
@@ -168,6 +185,9 @@ pub(crate) fn touch<F: Family>(packet: &FlowPacket<F::Flow>, out: &mut F::Entry)
         unsafe { exchange_note(entry, out.note(), note) };
     }
     out.set_head(touched);
+    if passes {
+        return Step::refuse(Reason::StackFlow);
+    }
     needs_route::<F>(out, stale)
 }
 
@@ -201,7 +221,7 @@ pub(crate) fn needs_route<F: Family>(out: &F::Entry, stale: bool) -> Step {
         return Step::ROUTE_OF_TICK;
     }
     let route = out.route();
-    if route.next_hop() == 0 || route.generation() != forward::route_generation() {
+    if route.next_hop() == 0 || route.generation() != gate::read().route_generation() {
         return Step::ROUTE;
     }
     Step::FORWARD
@@ -214,21 +234,24 @@ pub(crate) fn may_change_state<F: Family>(packet: &FlowPacket<F::Flow>, found: &
     packet.is_tcp() && (ends || state::base(found.head().state()) == state::RESET)
 }
 
-/// FIN, RST, or data after an RST: changes both halves. Comes before [`touch`].
-///
+step! {
+    /// FIN, RST, or data after an RST: changes both halves. Comes before [`touch`].
+    ///
+    /// [`Step::FORWARD`], or the reason why the packet may not change its flow now.
+    transition = change_states as transition_v4, transition_v6
+}
+
 /// Both directions may change at once on two CPUs; each exchange that fails starts over, and after a FIN
 /// the peer is read once more, so that of two crossing FINs one sees the other.
-#[inline(never)]
-pub(crate) fn transition<F: Family>(packet: &FlowPacket<F::Flow>, found: &F::Entry) -> bool {
-    // Without this the compiler passes the fields by value, more than BPF has registers for.
-    let (packet, found) = (core::hint::black_box(packet), core::hint::black_box(found));
+#[inline(always)]
+fn change_states<F: Family>(packet: &FlowPacket<F::Flow>, found: &mut F::Entry) -> Step {
     let segment = packet.segment();
     let identity = found.head().identity();
     let reverse = found.flags() & flag::REVERSE != 0;
     let peer_key = found.written(packet.protocol()).reversed();
     let (Some(entry), Some(peer)) = (F::established(&packet.flow), F::established(&peer_key))
     else {
-        return false;
+        return Step::FORWARD;
     };
     for _ in 0..3 {
         // SAFETY: looked up just now; only head and note are read.
@@ -241,16 +264,21 @@ pub(crate) fn transition<F: Family>(packet: &FlowPacket<F::Flow>, found: &F::Ent
             )
         };
         if own.identity() != identity || head.identity() != identity {
-            return false;
+            return Step::FORWARD;
         }
         let silent = conntrack::ticks_since(packet.now, head.stamp());
         let plausible = conntrack::reset_is_plausible(packet.sequence, note.value(), silent);
         if segment == Segment::Reset && !plausible {
             stats::event(Event::ResetImplausible, packet.length);
-            return true;
+            return Step::FORWARD;
         }
         let (own_after, peer_after) =
             conntrack::step(own.state(), head.state(), segment, plausible);
+        let changes =
+            own_after != state::base(own.state()) || peer_after != state::base(head.state());
+        if changes && gate::is_frozen(packet.now) {
+            return Step::refuse(Reason::Frozen);
+        }
         let closes = state::is_closed(own_after) && !state::is_closed(own.state());
         // The forward half remembers that it is queued.
         let queued = (own.state() | head.state()) & QUEUED != 0;
@@ -278,17 +306,17 @@ pub(crate) fn transition<F: Family>(packet: &FlowPacket<F::Flow>, found: &F::Ent
                 // A full queue leaves the flow to the agent's pass.
                 let _agent_finds_it = F::push_closing(&closing);
             }
-            return true;
+            return Step::FORWARD;
         }
         // SAFETY: looked up above.
         let again = Head(unsafe { peer.cast::<u64>().read_volatile() });
         let crossed = own_after == state::FIN
             && matches!(state::base(again.state()), state::FIN | state::CLOSED);
         if !crossed {
-            return true;
+            return Step::FORWARD;
         }
     }
-    true
+    Step::FORWARD
 }
 
 /// Takes both halves of the packet's flow out of the table.
@@ -298,9 +326,14 @@ pub(crate) fn remove<F: Family>(packet: &FlowPacket<F::Flow>, out: &F::Entry) {
     remove_halves::<F>(&packet.flow, &peer, out.head().identity(), packet.is_tcp());
 }
 
-/// Takes the two halves of one flow out of the table and keeps `FLOW_USE` true.
+/// Takes the two halves of one flow out of the table and keeps `FLOW_USE` true. Returns how many were there.
 #[inline(always)]
-pub(crate) fn remove_halves<F: Family>(one: &F::Flow, other: &F::Flow, identity: u32, tcp: bool) {
+pub(crate) fn remove_halves<F: Family>(
+    one: &F::Flow,
+    other: &F::Flow,
+    identity: u32,
+    tcp: bool,
+) -> u64 {
     let mut removed = 0_u64;
     for key in [one, other] {
         if holds::<F>(key, identity) && F::remove_established(key) {
@@ -308,6 +341,7 @@ pub(crate) fn remove_halves<F: Family>(one: &F::Flow, other: &F::Flow, identity:
         }
     }
     change_use::<F>(tcp, removed.wrapping_neg());
+    removed
 }
 
 /// Whether the established table holds this flow under this key.

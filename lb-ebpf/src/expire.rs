@@ -4,6 +4,8 @@
 //! The input is a packet: byte 0 the operation, byte 1 the family, byte 2 the number of records, eleven
 //! bytes of padding, then the records ([`lb_common::conntrack::Idle4`] or `Idle6`), packed.
 
+use core::mem::MaybeUninit;
+
 use aya_ebpf::bindings::__sk_buff;
 use lb_common::{
     addr::{Addr4, Addr6, Be16},
@@ -13,17 +15,19 @@ use lb_common::{
 };
 
 use crate::{
-    established::{change_use, exchange_head},
+    established::{change_use, exchange_head, remove_halves, snapshot},
     family::{Family, V4, V6},
     packet::View,
     skb::Skb,
-    stats,
+    stats, words,
 };
 
 /// Marks a half condemned if its head is still as given.
 const CONDEMN: u8 = 1;
 /// Removes a half if its head is still as given, condemned.
 const DELETE: u8 = 2;
+/// Removes both halves of a flow, whatever its state, if the half is still that flow's.
+const END: u8 = 3;
 /// Bytes before the first record.
 const HEADER: u32 = 14;
 /// Most records of one run.
@@ -95,6 +99,9 @@ fn flow6(record: View<48>) -> Flow6 {
 /// One record. Returns 1 if the half was changed.
 #[inline(never)]
 fn apply<F: Family>(operation: u8, flow: &F::Flow, seen: Head) -> i32 {
+    if operation == END {
+        return end::<F>(flow, seen.identity());
+    }
     let Some(entry) = F::established(flow) else {
         return 0;
     };
@@ -115,6 +122,47 @@ fn apply<F: Family>(operation: u8, flow: &F::Flow, seen: Head) -> i32 {
     change_use::<F>(flow.protocol() == protocol::TCP, 1_u64.wrapping_neg());
     stats::event(Event::FlowExpired, 0);
     1
+}
+
+/// Takes a flow out of the tables. Returns how many halves were there.
+#[inline(never)]
+fn end<F: Family>(flow: &F::Flow, identity: u32) -> i32 {
+    let mut copy = MaybeUninit::uninit();
+    // SAFETY: an entry of zeroes is valid.
+    let copy = unsafe { words::zeroed::<F::Entry>(&mut copy) };
+    let protocol = flow.protocol();
+    // Embryonic first: a flow is promoted into the one before it leaves the other.
+    let mut ended = 0;
+    // SAFETY: looked up just now.
+    let found = F::embryonic(flow).is_some_and(|entry| unsafe { snapshot::<F>(entry, copy) });
+    if found && copy.head().identity() == identity {
+        for key in [*flow, copy.written(protocol).reversed()] {
+            if is_held::<F>(F::embryonic(&key), identity) {
+                F::remove_embryonic(&key);
+                ended += 1;
+            }
+        }
+    }
+    // SAFETY: looked up just now.
+    let found = F::established(flow).is_some_and(|entry| unsafe { snapshot::<F>(entry, copy) });
+    if found && copy.head().identity() == identity {
+        let peer = copy.written(protocol).reversed();
+        let tcp = protocol == protocol::TCP;
+        ended += remove_halves::<F>(flow, &peer, identity, tcp) as i32;
+    }
+    if ended != 0 {
+        stats::event(Event::FlowEnded, 0);
+    }
+    ended
+}
+
+/// Whether an entry is this flow's.
+#[inline(always)]
+fn is_held<F: Family>(entry: Option<*mut F::Entry>, identity: u32) -> bool {
+    entry.is_some_and(|entry| {
+        // SAFETY: looked up just now; the head is its first word.
+        Head(unsafe { entry.cast::<u64>().read_volatile() }).identity() == identity
+    })
 }
 
 /// Whether the other half is condemned too, or not there: half a flow forwards what is never answered.

@@ -21,7 +21,8 @@ use crate::{
     established,
     family::{AF_INET6, Family},
     flow_packet::{FlowPacket, Step},
-    tables::{self, CONTROL, DEVICE_INDEX, DEVICES, NEXT_HOP_FREE, NEXT_HOP_INDEX, NEXT_HOPS},
+    gate,
+    tables::{self, DEVICE_INDEX, DEVICES, NEXT_HOP_FREE, NEXT_HOP_INDEX, NEXT_HOPS},
     words,
 };
 
@@ -60,16 +61,6 @@ impl Resolved {
     }
 }
 
-/// The agent's hint that routes or neighbours moved.
-#[inline(always)]
-#[expect(clippy::cast_possible_truncation, reason = "flows keep sixteen bits")]
-pub(crate) fn route_generation() -> u16 {
-    CONTROL.get_ptr(0).map_or(0, |control| {
-        // SAFETY: an aligned word of an array element, written by the agent through its mapping.
-        unsafe { (&raw const (*control).route_generation).read_volatile() as u16 }
-    })
-}
-
 /// Looks up the route of an entry's packets. The new route is kept in the table too, if the flow is
 /// there already.
 #[inline(never)]
@@ -79,7 +70,7 @@ pub(crate) fn refresh<F: Family, const XDP: bool>(
     out: &mut F::Entry,
 ) -> Step {
     // The generation first: what is looked up after it is at least as new.
-    let generation = route_generation();
+    let generation = gate::read().route_generation();
     let destination = out.written(packet.protocol()).destination();
     let mut resolved = MaybeUninit::uninit();
     // SAFETY: plain numbers.
@@ -87,7 +78,7 @@ pub(crate) fn refresh<F: Family, const XDP: bool>(
     let step = resolve::<F, XDP>(ctx, packet.ingress, destination, resolved);
     if step != Step::FORWARD {
         // TCX must look again, and find what to count.
-        let stale = route_generation().wrapping_sub(1);
+        let stale = gate::read().route_generation().wrapping_sub(1);
         keep::<F>(packet, out, Route::new(out.head().identity(), 0, 0, stale));
         return step;
     }

@@ -158,6 +158,10 @@ fn error<F: Icmp>(skb: *mut __sk_buff, packet: &FlowPacket<F::Flow>, layout: &La
     if !unsafe { snapshot::<F>(found, &mut message.entry) } {
         return UNMATCHED;
     }
+    if message.entry.flags() & flag::PASS != 0 {
+        stats::reason(Reason::StackFlow, packet.length);
+        return NEXT;
+    }
     let Some(view) = skb.packet().view_at::<8>(layout.l4) else {
         return UNMATCHED;
     };

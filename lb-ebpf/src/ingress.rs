@@ -25,7 +25,7 @@ use crate::{
     family::{Family, V4, V6},
     flow_packet::{FlowPacket, Step},
     forward::{self, Resolved},
-    icmp,
+    gate, icmp,
     parse::{HEADERS, Layout, SkbFrame, blank, parse},
     path, reply, select,
     skb::{Placement, Skb},
@@ -43,6 +43,10 @@ pub(crate) const DROP: i32 = 2;
 #[inline(always)]
 pub(crate) fn run(ctx: *mut __sk_buff) -> i32 {
     let skb = Skb(ctx);
+    if gate::read().is_standby() {
+        stats::reason(Reason::Standby, skb.length());
+        return NEXT;
+    }
     // A tagged frame belongs to the VLAN device above, whose own hook sees it untagged.
     if skb.is_tagged() {
         stats::reason(Reason::NotIp, skb.length());
@@ -128,10 +132,13 @@ fn decide<F: SkbFrame>(
     packet: &FlowPacket<F::Flow>,
     entry: &mut F::Entry,
 ) -> Step {
-    let found = established::find::<F>(packet, forward::route_generation(), entry);
+    let found = established::find::<F>(packet, gate::read().route_generation(), entry);
     let mut step = path::known_flow::<F>(packet, found, entry);
     if step == Step::MISS {
         return path::new_flow::<F, false>(ctx, packet, entry);
+    }
+    if entry.flags() & flag::PASS != 0 {
+        return Step::refuse(Reason::StackFlow);
     }
     let host = entry.flags() & (flag::HOST | flag::REVERSE) == flag::HOST;
     let unresolved = !host && forward::fast(entry.route().next_hop() as u32).is_none();
@@ -271,7 +278,7 @@ fn refuse<F: SkbFrame + reply::Reply>(
     if is_told(number) {
         tell::refusal::<F>(packet, number);
     }
-    if number == Reason::UnknownFlowToStack as u32 {
+    if number == Reason::UnknownFlowToStack as u32 || number == Reason::StackFlow as u32 {
         NEXT
     } else {
         DROP

@@ -3,13 +3,16 @@
 
 use core::ffi::c_void;
 
-use lb_common::conntrack::{Entry as _, flag};
+use lb_common::{
+    conntrack::{Entry as _, flag},
+    reason::Reason,
+};
 
 use crate::{
     affinity, claim, embryonic, established,
     family::Family,
     flow_packet::{FlowPacket, Step},
-    forward, select,
+    forward, gate, select,
 };
 
 /// The packet's flow, once the hot lookup ended with `found`: settles state changes, then looks among
@@ -23,7 +26,10 @@ pub(crate) fn known_flow<F: Family>(
     let mut step = found;
     if step == Step::HAND_OVER {
         if established::may_change_state::<F>(packet, entry) {
-            established::transition::<F>(packet, entry);
+            let changed = established::transition::<F>(packet, entry);
+            if changed != Step::FORWARD {
+                return changed;
+            }
         }
         step = established::touch::<F>(packet, entry);
     }
@@ -44,6 +50,9 @@ pub(crate) fn new_flow<F: Family, const XDP: bool>(
     let chosen = select::choose::<F>(packet, entry);
     if chosen != Step::CHOSEN && chosen != Step::CHOSEN_KEEPING_SOURCE {
         return chosen;
+    }
+    if gate::is_frozen(packet.now) {
+        return Step::refuse(Reason::Frozen);
     }
     let host = entry.flags() & flag::HOST != 0;
     if XDP && host {

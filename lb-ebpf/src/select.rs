@@ -18,15 +18,20 @@ use crate::{
     family::{Family, entries_in_use},
     flow_packet::{FlowPacket, Step},
     source,
+    subprogram::step,
     tables::{ADDRESSES, SERVICES, SLOTS, config},
 };
 
-/// Chooses a backend for a packet no flow knows, if a frontend wants it.
-///
-/// On [`Step::CHOSEN`] `out` names service port, backend, and the backend's endpoint as destination;
-/// its source is still the client.
-#[inline(never)]
-pub(crate) fn choose<F: Family>(packet: &FlowPacket<F::Flow>, out: &mut F::Entry) -> Step {
+step! {
+    /// Chooses a backend for a packet no flow knows, if a frontend wants it.
+    ///
+    /// On [`Step::CHOSEN`] `out` names service port, backend, and the backend's endpoint as destination;
+    /// its source is still the client.
+    choose = choose_backend as choose_v4, choose_v6
+}
+
+#[inline(always)]
+fn choose_backend<F: Family>(packet: &FlowPacket<F::Flow>, out: &mut F::Entry) -> Step {
     let mut frontend = Frontend::default();
     let step = find_frontend::<F>(packet, &mut frontend);
     if step != Step::FORWARD {

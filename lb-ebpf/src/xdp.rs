@@ -28,6 +28,7 @@ use crate::{
     flow_packet::{FlowPacket, Step},
     forward,
     frame::{Frame, IP},
+    gate,
     packet::Packet,
     path, stats,
     tables::{DEVICE_INDEX, DEVICES, config},
@@ -59,14 +60,19 @@ fn balance<F: Frame>(ctx: &XdpContext, frame: Packet) -> u32 {
     let headers = match F::parse(frame, packet) {
         Ok(headers) => headers,
         Err(Step::MISS) => return XDP_PASS,
+        Err(_) if gate::read().is_standby() => return XDP_PASS,
         Err(_) => return hand_over(packet.length),
     };
+    let control = gate::read();
+    if control.is_standby() {
+        return XDP_PASS;
+    }
     packet.now = clock::tick();
     packet.ingress = ingress_ifindex(ctx);
     let mut entry = MaybeUninit::uninit();
     // SAFETY: an entry of zeroes is valid.
     let entry = unsafe { words::zeroed::<F::Entry>(&mut entry) };
-    let step = match established::find::<F>(packet, forward::route_generation(), entry) {
+    let step = match established::find::<F>(packet, control.route_generation(), entry) {
         Step::FORWARD => Step::FORWARD,
         other => unusual::<F>(ctx, headers, packet, other, entry),
     };
@@ -163,6 +169,7 @@ fn refuse<F: Frame>(step: Step, packet: &FlowPacket<F::Flow>) -> u32 {
         Reason::NoFrontend,
         Reason::NoEndpoint,
         Reason::UnknownFlowToStack,
+        Reason::StackFlow,
     ] {
         if number == reason as u32 {
             return hand_over(bytes);
