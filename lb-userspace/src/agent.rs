@@ -306,7 +306,7 @@ impl Agent {
             let news = worker.report(&planned.rejections, &draft.rejected);
             Ok((draft, news))
         });
-        let (mut draft, news) = match drafted.await? {
+        let (draft, news) = match drafted.await? {
             Ok(drafted) => drafted,
             Err(error) => return Ok(Some(self.failed("read the tables back", &error))),
         };
@@ -316,11 +316,11 @@ impl Agent {
         self.observer.drafted(&source, bind, &draft);
         self.reach(&view, &draft).await;
         let again = draft.deferred && !draft.ops.is_empty();
-        let retired = std::mem::take(&mut draft.retired);
-        let applied = self.blocking(move |worker| worker.apply(draft)).await?;
-        // Also if it failed: some may be gone, and of the others nothing is kept.
-        self.drains.retire(&retired, &self.served.snapshot);
-        match applied {
+        if let Some(worker) = &self.worker {
+            let before = &self.served.snapshot;
+            self.drains.expect(&draft.ops, worker.tables(), before);
+        }
+        match self.blocking(move |worker| worker.apply(draft)).await? {
             Ok(()) => {
                 self.failures = 0;
                 self.observer.applied();

@@ -22,7 +22,7 @@ use crate::{
     tables::TableSet,
 };
 
-use self::decide::{Deadline, decide, object, whole_seconds};
+use self::decide::{Deadline, decide, object, selects, whole_seconds};
 
 mod decide;
 
@@ -35,34 +35,6 @@ pub struct Drains {
     hanging: BTreeMap<MemberKey, Hanging>,
     /// Retired since a look began, which may have missed their flows.
     fresh: BTreeSet<MemberKey>,
-}
-
-/// A service port that left the tables.
-#[derive(Clone, Debug, Eq, PartialEq)]
-pub struct Retired {
-    /// Its name, as in [`crate::tables::ServiceRecord::name`].
-    pub name: String,
-    /// What it had.
-    pub members: Vec<MemberKey>,
-}
-
-impl Retired {
-    /// Those that `ops` take away from `tables`.
-    pub fn all(ops: &[TableOp], tables: &TableSet) -> Vec<Self> {
-        let retired = ops.iter().filter_map(|op| match op {
-            TableOp::RemoveService(id) => Some((*id, tables.services.get(id)?)),
-            _ => None,
-        });
-        let with_members = retired.map(|(service, record)| {
-            let members = tables.members.range((service, 0)..=(service, u32::MAX));
-            let key = |(&(service, backend), _): (&(u32, u32), _)| MemberKey { service, backend };
-            Self {
-                name: record.name.clone(),
-                members: members.map(key).collect(),
-            }
-        });
-        with_members.collect()
-    }
 }
 
 impl Drains {
@@ -113,19 +85,32 @@ impl Drains {
         self.write(decided);
     }
 
-    /// Service ports left the tables, and with them the names their backends are known by: what their
-    /// Services said in `before` is noted now.
-    pub fn retire(&mut self, retired: &[Retired], before: &Snapshot) {
+    /// Operations are about to be carried out on `tables`, which were made of `before`.
+    ///
+    /// What takes new flows again has no deadline any more, however soon it leaves again. With a service
+    /// port that goes the name is lost which its backends are known by: what its Service said is noted now.
+    pub fn expect(&mut self, ops: &[TableOp], tables: &TableSet, before: &Snapshot) {
         let mut deadlines = self.deadlines.clone();
-        for Retired { name, members } in retired {
-            let object = object(before, name);
-            let Some(allowed) = object.and_then(|object| object.drain_deadline) else {
-                continue;
-            };
-            let begun = Deadline::new(now(), whole_seconds(allowed));
-            for member in members {
-                deadlines.entry(*member).or_insert(begun);
-                self.fresh.insert(*member);
+        for op in ops {
+            match *op {
+                TableOp::SetMember((service, backend), flags) if selects(flags) => {
+                    deadlines.remove(&MemberKey { service, backend });
+                }
+                TableOp::RemoveService(service) => {
+                    let record = tables.services.get(&service);
+                    let object = record.and_then(|record| object(before, &record.name));
+                    let Some(allowed) = object.and_then(|object| object.drain_deadline) else {
+                        continue;
+                    };
+                    let begun = Deadline::new(now(), whole_seconds(allowed));
+                    let members = tables.members.range((service, 0)..=(service, u32::MAX));
+                    for (&(service, backend), _) in members {
+                        let key = MemberKey { service, backend };
+                        deadlines.entry(key).or_insert(begun);
+                        self.fresh.insert(key);
+                    }
+                }
+                _ => {}
             }
         }
         self.write(deadlines);

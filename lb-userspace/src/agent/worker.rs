@@ -16,7 +16,6 @@ use self::nearby::Nearby;
 use crate::{
     dataplane::{Dataplane as _, DataplaneError, TableOp, bpf::BpfDataplane, model::write},
     diff::diff,
-    drain::Retired,
     expire::InUse,
     metrics::Metrics,
     node::NodeConfig,
@@ -78,8 +77,6 @@ pub(super) struct Draft {
     pub(super) local_backends: Arc<BTreeSet<IpAddr>>,
     /// A backend is the node itself.
     pub(super) has_host_backend: bool,
-    /// Service ports it takes away.
-    pub(super) retired: Vec<Retired>,
     /// The tables it leads to, if everything was planned.
     tables: Option<TableSet>,
     planned_in: Duration,
@@ -226,11 +223,9 @@ impl Worker {
             };
             self.nearby.replace(self.actual.backends.get(id), new);
         }
-        let retired = Retired::all(&patch.ops, &self.actual);
         let planned_in = begun.elapsed();
         self.metrics.planned(planned_in, patch.without_local);
         Draft {
-            retired,
             ops: patch.ops,
             rejected: patch.rejected,
             health: patch.health,

@@ -143,7 +143,12 @@ pub(super) fn object<'a>(snapshot: &'a Snapshot, name: &str) -> Option<&'a Servi
 
 fn takes_new_flows(tables: &TableSet, key: MemberKey) -> bool {
     let flags = tables.members.get(&(key.service, key.backend));
-    flags.is_some_and(|flags| flags & (member_flag::CLUSTER | member_flag::LOCAL) != 0)
+    flags.is_some_and(|flags| selects(*flags))
+}
+
+/// Whether a member with these flags is in one of the sets.
+pub(super) const fn selects(flags: u32) -> bool {
+    flags & (member_flag::CLUSTER | member_flag::LOCAL) != 0
 }
 
 /// Endpoints of some Services that are not terminating, ready or not.
