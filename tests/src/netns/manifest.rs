@@ -10,6 +10,7 @@ pub struct ServiceManifest {
     vips: Vec<String>,
     ports: Vec<Port>,
     endpoints: Vec<Endpoint>,
+    annotations: Vec<String>,
     spec: Vec<String>,
 }
 
@@ -37,6 +38,7 @@ pub fn service(name: &str) -> ServiceManifest {
         vips: Vec::new(),
         ports: Vec::new(),
         endpoints: Vec::new(),
+        annotations: Vec::new(),
         spec: Vec::new(),
     }
 }
@@ -66,6 +68,12 @@ impl ServiceManifest {
             target,
             protocol,
         });
+        self
+    }
+
+    /// One more annotation.
+    pub fn annotation(mut self, key: &str, value: &str) -> Self {
+        self.annotations.push(format!("{key}: \"{value}\""));
         self
     }
 
@@ -109,8 +117,9 @@ impl ServiceManifest {
         let mut line = |text: String| writeln!(out, "{text}").expect("a string takes everything");
         line("apiVersion: v1\nkind: Service".into());
         line(format!(
-            "metadata: {{name: {}, namespace: default}}",
-            self.name
+            "metadata: {{name: {}, namespace: default, annotations: {{{}}}}}",
+            self.name,
+            self.annotations.join(", ")
         ));
         line("spec:\n  type: LoadBalancer\n  ipFamilyPolicy: PreferDualStack".into());
         let families: Vec<&str> = self.families().iter().map(|v6| family(*v6)).collect();

@@ -11,10 +11,12 @@ use std::{
     time::Duration,
 };
 
+pub use tcp::{TcpClient, tcp_echo};
 pub use udp::{Ticks, UdpClient, dns, udp_echo, udp_ticker, udp_whoami};
 
 use super::Namespace;
 
+mod tcp;
 mod udp;
 
 const PATIENCE: Duration = Duration::from_millis(20);
