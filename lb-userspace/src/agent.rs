@@ -38,7 +38,11 @@ use crate::{
     drain::Drains,
     events,
     expire::{Expiry, IdleTicks},
-    pins::{self, LoadOptions, PinError},
+    migrate::Migration,
+    pins::{
+        self, LoadOptions,
+        step::{Step, killed_after},
+    },
     preflight,
     refusals::Refusals,
     source::SourceState,
@@ -123,6 +127,8 @@ struct Agent {
     translators: Translators,
     monitor: Monitor,
     interfaces: Interfaces,
+    /// Another layout serves until ours, which this filled, takes over.
+    migration: Option<Migration>,
     /// The tables were filled and the programs attached.
     attached: bool,
     /// State of the network whose devices were followed.
@@ -160,7 +166,7 @@ impl Agent {
         let data_path = options.config;
         let file = config.object.clone();
         let loading = tokio::task::spawn_blocking(move || load(file.as_deref(), &options));
-        let loaded = loading.await??;
+        let (loaded, migration) = loading.await??;
         let pins = loaded.directory.clone();
         let monitor = devices::monitor(&pins).await?;
         let interfaces = Interfaces::new(Attacher::new(loaded, config.pin_root.clone()));
@@ -202,6 +208,7 @@ impl Agent {
             translators,
             monitor,
             interfaces,
+            migration,
             attached: false,
             followed: 0,
             worker: Some(worker),
@@ -253,7 +260,10 @@ impl Agent {
                     self.resync().await?;
                     stale = true;
                 }
-                _ = expiry.tick(), if expiring.is_none() => expiring = self.expire(),
+                // The flows of a layout on standby are copies.
+                _ = expiry.tick(), if expiring.is_none() && self.migration.is_none() => {
+                    expiring = self.expire();
+                }
                 _ = refusals.tick() => {
                     self.refusals.log();
                     self.observer.look_at_room();
@@ -280,15 +290,34 @@ impl Agent {
         if self.attached {
             // They may have moved meanwhile.
             self.follow_devices();
+        } else if self.migration.is_some() && retry.is_some() {
+            info!("the layout that serves goes on until the new tables are whole");
         } else {
+            killed_after(Step::Plan);
             let view = self.view();
             self.interfaces.start(&self.config, &view)?;
+            killed_after(Step::Attached);
+            self.take_over().await?;
+            self.interfaces.settle(&self.config, &view);
             self.followed = view.moved;
             self.attached = true;
             self.blocking(Worker::respect_all).await?;
             self.observer.attached();
         }
         Ok(retry)
+    }
+
+    /// Lets our layout serve instead of the one that does, if another does.
+    async fn take_over(&mut self) -> Result<(), AgentError> {
+        let Some(migration) = self.migration.take() else {
+            return Ok(());
+        };
+        let done = tokio::task::spawn_blocking(move || migration.take_over());
+        let done = done.await?;
+        if done.is_err() {
+            self.interfaces.abandon();
+        }
+        Ok(done?)
     }
 
     /// Brings the tables to what the sources ask for. Returns when to try again, if it must.
@@ -424,7 +453,23 @@ fn source_gone() -> AgentError {
     AgentError::kernel("follow the sources")(std::io::ErrorKind::BrokenPipe.into())
 }
 
-fn load(file: Option<&Path>, options: &LoadOptions) -> Result<pins::Loaded, PinError> {
+/// Makes or adopts the data path. One beside a layout that serves is filled from that.
+fn load(
+    file: Option<&Path>,
+    options: &LoadOptions,
+) -> Result<(pins::Loaded, Option<Migration>), AgentError> {
     let object = pins::object(file)?;
-    pins::load(&object, options)
+    let loaded = pins::load(&object, options)?;
+    let Some(serving) = loaded.serving.clone() else {
+        return Ok((loaded, None));
+    };
+    match Migration::begin(serving, loaded.directory.clone()) {
+        Ok(migration) => Ok((loaded, Some(migration))),
+        Err(error) => {
+            if let Err(error) = loaded.directory.remove() {
+                warn!(%error, "layout not removed");
+            }
+            Err(error.into())
+        }
+    }
 }

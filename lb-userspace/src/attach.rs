@@ -2,21 +2,32 @@
 //!
 //! Every attachment is a pinned link. An agent that starts finds the pins and replaces the programs
 //! in place, which loses no packet; an agent that ends leaves them.
+//!
+//! While another layout serves ([`crate::migrate`]), its links stay where they are: TCX programs of
+//! ours go before its own. A device has one XDP program: the link gets ours and stays in its directory
+//! until ours serves.
 
 use std::{
     fmt, fs, io,
-    os::fd::{AsFd as _, BorrowedFd},
+    os::fd::{AsFd as _, BorrowedFd, OwnedFd},
     path::{Path, PathBuf},
 };
 
-use lb_common::names::{LB_EGRESS, LB_INGRESS, LB_XDP};
 use tracing::{debug, info, warn};
 
+pub use self::pinned::{link_name, parse_link_name};
+
+use self::pinned::{Pinned, chains, prefix, program};
 use crate::{
     config::Mode,
-    kernel::{self, Hook, Link},
-    pins::{Loaded, PinDirectory},
+    kernel::{self, Hook, Link, LinkInfo},
+    pins::{
+        Loaded, PinDirectory,
+        step::{Step, killed_after},
+    },
 };
+
+mod pinned;
 
 /// A device to attach to.
 #[derive(Clone, Debug, Eq, Ord, PartialEq, PartialOrd)]
@@ -61,6 +72,16 @@ pub enum AttachError {
         /// Name of the device.
         interface: String,
     },
+    /// A pin where our link belongs holds something else, which is left alone.
+    #[error("interface {interface}: pinned link {pin} is not ours: {what}; remove it if it may go", pin = pin.display())]
+    ForeignPin {
+        /// Name of the device.
+        interface: String,
+        /// The pin.
+        pin: PathBuf,
+        /// What it is.
+        what: String,
+    },
     /// The kernel refused.
     #[error("interface {interface}: {what}")]
     Kernel {
@@ -74,53 +95,23 @@ pub enum AttachError {
     },
 }
 
-/// Name of the pin of the link that holds a hook of a device.
-pub fn link_name(hook: Hook, ifindex: u32) -> String {
-    format!("{}-{ifindex}", prefix(hook))
-}
-
-/// Reads a pin's name back; `None` for links that sit on no device.
-pub fn parse_link_name(name: &str) -> Option<(Hook, u32)> {
-    let (kind, ifindex) = name.rsplit_once('-')?;
-    let hook = [
-        Hook::XdpNative,
-        Hook::XdpGeneric,
-        Hook::TcxIngress,
-        Hook::TcxEgress,
-    ]
-    .into_iter()
-    .find(|hook| prefix(*hook) == kind)?;
-    Some((hook, ifindex.parse().ok()?))
-}
-
-const fn prefix(hook: Hook) -> &'static str {
-    match hook {
-        Hook::XdpNative => "xdp",
-        Hook::XdpGeneric => "xdpgeneric",
-        Hook::TcxIngress => "ingress",
-        Hook::TcxEgress => "egress",
-    }
-}
-
-const fn program(hook: Hook) -> &'static str {
-    match hook {
-        Hook::XdpNative | Hook::XdpGeneric => LB_XDP,
-        Hook::TcxIngress => LB_INGRESS,
-        Hook::TcxEgress => LB_EGRESS,
-    }
-}
-
 /// Attaches the programs of one loaded data path.
 #[derive(Debug)]
 pub struct Attacher {
     loaded: Loaded,
     root: PathBuf,
+    /// XDP links in the serving layout's directory that hold our program, and the one they held.
+    borrowed: Vec<(String, OwnedFd)>,
 }
 
 impl Attacher {
     /// Attaches `loaded`; links of other layouts below `root` are taken over.
     pub const fn new(loaded: Loaded, root: PathBuf) -> Self {
-        Self { loaded, root }
+        Self {
+            loaded,
+            root,
+            borrowed: Vec::new(),
+        }
     }
 
     /// The directory whose links these are.
@@ -141,7 +132,7 @@ impl Attacher {
     ///
     /// If TCX is refused, or XDP where the mode insists on it, or a foreign XDP program is there.
     pub fn attach(
-        &self,
+        &mut self,
         interface: &Interface,
         mode: Mode,
         obstacle: Option<String>,
@@ -195,8 +186,8 @@ impl Attacher {
     ///
     /// # Errors
     ///
-    /// If the kernel refuses.
-    pub fn hold(&self, interface: &Interface, hook: Hook) -> Result<bool, AttachError> {
+    /// If the kernel refuses, or a pin is not ours.
+    pub fn hold(&mut self, interface: &Interface, hook: Hook) -> Result<bool, AttachError> {
         let name = link_name(hook, interface.index);
         let failed = |what: String| {
             let interface = interface.name.clone();
@@ -206,28 +197,44 @@ impl Attacher {
                 source,
             }
         };
+        let mut serving = None;
+        for directory in self.directories() {
+            let pin = directory.link(&name);
+            let opened = pinned::open(&pin, hook, interface.index);
+            match opened.map_err(failed(format!("open pinned link {}", pin.display())))? {
+                Pinned::Absent => {}
+                Pinned::Dead => remove(&pin),
+                Pinned::Foreign(what) => {
+                    return Err(AttachError::ForeignPin {
+                        interface: interface.name.clone(),
+                        pin,
+                        what,
+                    });
+                }
+                Pinned::Ours(link, _) if chains(hook) && self.serves(&directory) => {
+                    serving = Some(link);
+                }
+                Pinned::Ours(link, info) => match self.replace(&directory, &name, &link, info) {
+                    Ok(()) => {
+                        debug!(interface = interface.name, link = name, "program replaced");
+                        return Ok(false);
+                    }
+                    Err(error) => {
+                        debug!(link = name, %error, "pinned link is dead");
+                        remove(&pin);
+                    }
+                },
+            }
+        }
         let program = self
             .program(hook)
             .ok_or_else(|| io::Error::from(io::ErrorKind::NotFound))
             .map_err(failed(format!("find program {}", program(hook))))?;
-        let pin = self.loaded.directory.link(&name);
-        if let Some((found, link)) = self.find(&name, interface.index) {
-            match link.update(program) {
-                Ok(()) => {
-                    if found != pin {
-                        fs::rename(&found, &pin)
-                            .map_err(failed(format!("move link {}", found.display())))?;
-                    }
-                    debug!(interface = interface.name, link = name, "program replaced");
-                    return Ok(false);
-                }
-                Err(error) => {
-                    debug!(link = name, %error, "pinned link is dead");
-                    remove(&found);
-                }
-            }
-        }
-        let link = match Link::create(program, interface.index, hook) {
+        let made = match &serving {
+            Some(other) => Link::create_before(program, interface.index, hook, other),
+            None => Link::create(program, interface.index, hook),
+        };
+        let link = match made {
             Ok(link) => link,
             Err(error) if error.raw_os_error() == Some(libc::EBUSY) => {
                 return Err(AttachError::ForeignXdp {
@@ -237,16 +244,58 @@ impl Attacher {
             Err(error) => return Err(failed(format!("attach {}", prefix(hook)))(error)),
         };
         // Unpinned, the link would end with this function: an error here leaves nothing attached.
+        let pin = self.loaded.directory.link(&name);
         kernel::pin(link.as_fd(), &pin).map_err(failed(format!("pin link {}", pin.display())))?;
         debug!(interface = interface.name, link = name, "program attached");
+        if serving.is_some() {
+            killed_after(Step::Tcx);
+        }
         Ok(true)
+    }
+
+    /// Puts our program in the place of the one a pinned link holds. The pin comes to our directory,
+    /// unless the layout it is from still serves.
+    fn replace(
+        &mut self,
+        directory: &PinDirectory,
+        name: &str,
+        link: &Link,
+        info: LinkInfo,
+    ) -> io::Result<()> {
+        let hook = parse_link_name(name).map(|(hook, _)| hook);
+        let program = hook.and_then(|hook| self.program(hook));
+        let program = program.ok_or_else(|| io::Error::from(io::ErrorKind::NotFound))?;
+        let own = &self.loaded.directory;
+        if self.serves(directory) {
+            let held = kernel::open_program(info.program)?;
+            link.update(program)?;
+            if self.borrowed.iter().all(|(borrowed, _)| borrowed != name) {
+                self.borrowed.push((name.to_owned(), held));
+            }
+            killed_after(Step::Xdp);
+            return Ok(());
+        }
+        link.update(program)?;
+        if directory == own {
+            return Ok(());
+        }
+        fs::rename(directory.link(name), own.link(name))
+    }
+
+    /// TCX links of the layout that serves: hooks and devices.
+    pub fn serving_links(&self) -> Vec<(Hook, u32)> {
+        let links = self.loaded.serving.iter().flat_map(PinDirectory::links);
+        let links = links.filter_map(|name| parse_link_name(&name));
+        links.filter(|(hook, _)| chains(*hook)).collect()
     }
 
     /// Takes a program off a device. Nothing attached is fine.
     pub fn release(&self, hook: Hook, ifindex: u32) {
-        let name = link_name(hook, ifindex);
         for directory in self.directories() {
-            remove(&directory.link(&name));
+            // Before ours serves, its complete path is all there is.
+            if !(chains(hook) && self.serves(&directory)) {
+                remove_ours(&directory.link(&link_name(hook, ifindex)), hook, ifindex);
+            }
         }
     }
 
@@ -257,15 +306,23 @@ impl Attacher {
                 && !keep(hook, ifindex)
             {
                 info!(link = name, "link removed");
-                remove(&self.loaded.directory.link(&name));
+                remove_ours(&self.loaded.directory.link(&name), hook, ifindex);
             }
         }
     }
 
-    /// Undoes a start that failed: a data path that was not there before goes again. One that may
-    /// have taken links over from another layout stays.
-    pub fn abandon(&self) {
-        if self.loaded.adopted || self.directories().count() > 1 {
+    /// Undoes a start that failed: a data path that was not there before goes again, and a layout that
+    /// served has its programs back.
+    pub fn abandon(&mut self) {
+        if let Some(serving) = &self.loaded.serving {
+            for (name, program) in self.borrowed.drain(..) {
+                let link = kernel::open_pinned(&serving.link(&name)).map(Link::from);
+                if let Err(error) = link.and_then(|link| link.update(program.as_fd())) {
+                    // The complete path serves without it.
+                    warn!(link = name, %error, "the program of the layout that serves is not back");
+                }
+            }
+        } else if self.loaded.adopted || self.directories().len() > 1 {
             return;
         }
         if let Err(error) = self.loaded.directory.remove() {
@@ -273,42 +330,58 @@ impl Attacher {
         }
     }
 
-    /// Removes the layouts that are not this one, once their links are taken over.
-    pub fn retire_other_layouts(&self) {
-        for directory in self.directories().filter(|d| *d != self.loaded.directory) {
-            warn!(
-                layout = directory.hash(),
-                "another layout was in use; its flows are not carried over"
-            );
-            if let Err(error) = directory.remove() {
-                warn!(layout = directory.hash(), %error, "layout not removed");
+    /// Says that the layout serves now.
+    pub fn taken_over(&mut self) {
+        self.loaded.serving = None;
+    }
+
+    /// Removes the layouts that are not this one. None of them serves any more.
+    pub fn retire_other_layouts(&mut self) {
+        let own = &self.loaded.directory;
+        for directory in self.directories().iter().filter(|d| *d != own) {
+            for name in directory.links() {
+                let pin = directory.link(&name);
+                if self.borrowed.iter().all(|(borrowed, _)| *borrowed != name) {
+                    remove(&pin);
+                } else if let Err(error) = fs::rename(&pin, own.link(&name)) {
+                    warn!(pin = %pin.display(), %error, "link not moved");
+                }
             }
+            killed_after(Step::Links);
+            match directory.remove() {
+                Ok(()) => info!(layout = directory.hash(), "another layout removed"),
+                Err(error) => warn!(layout = directory.hash(), %error, "layout not removed"),
+            }
+            killed_after(Step::Removed);
         }
+        self.borrowed.clear();
     }
 
     fn program(&self, hook: Hook) -> Option<BorrowedFd<'_>> {
         self.loaded.program(program(hook))
     }
 
-    /// A pinned link that still sits on the device, in this layout or another.
-    fn find(&self, name: &str, ifindex: u32) -> Option<(PathBuf, Link)> {
-        self.directories().find_map(|directory| {
-            let path = directory.link(name);
-            let link = Link::from(kernel::open_pinned(&path).ok()?);
-            // An index may be used again for another device; the link knows its own.
-            if link.info().is_ok_and(|info| info.ifindex == ifindex) {
-                return Some((path, link));
-            }
-            remove(&path);
-            None
-        })
+    /// Whether packets are another layout's until ours takes over, and this is it.
+    fn serves(&self, directory: &PinDirectory) -> bool {
+        self.loaded.serving.as_ref() == Some(directory)
     }
 
     /// This layout first.
-    fn directories(&self) -> impl Iterator<Item = PinDirectory> {
-        let own = self.loaded.directory.clone();
+    fn directories(&self) -> Vec<PinDirectory> {
+        let own = &self.loaded.directory;
         let others = PinDirectory::all(&self.root).unwrap_or_default();
-        std::iter::once(own.clone()).chain(others.into_iter().filter(move |d| *d != own))
+        let others = others.into_iter().filter(|d| d != own);
+        std::iter::once(own.clone()).chain(others).collect()
+    }
+}
+
+/// Removes the pin of a link, unless it is somebody else's.
+fn remove_ours(pin: &Path, hook: Hook, ifindex: u32) {
+    match pinned::open(pin, hook, ifindex) {
+        Ok(Pinned::Absent) => {}
+        Ok(Pinned::Ours(..) | Pinned::Dead) => remove(pin),
+        Ok(Pinned::Foreign(what)) => warn!(pin = %pin.display(), what, "pin left alone"),
+        Err(error) => warn!(pin = %pin.display(), %error, "pin not removed"),
     }
 }
 
@@ -324,21 +397,6 @@ fn remove(pin: &Path) {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn link_names_are_read_back() {
-        for hook in [
-            Hook::XdpNative,
-            Hook::XdpGeneric,
-            Hook::TcxIngress,
-            Hook::TcxEgress,
-        ] {
-            assert_eq!(parse_link_name(&link_name(hook, 42)), Some((hook, 42)));
-        }
-        for name in ["lb_redirect_err", "xdp-", "xdp-x", "other-3", ""] {
-            assert_eq!(parse_link_name(name), None, "{name}");
-        }
-    }
 
     #[test]
     fn what_was_taken_is_said_with_the_reason() {

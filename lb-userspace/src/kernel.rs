@@ -21,7 +21,8 @@ use lb_common::wire::Wire;
 #[cfg(debug_assertions)]
 pub use self::seam::look_after_each_write;
 pub use self::{
-    link::{Hook, Link, LinkInfo, has_tcx, program_id},
+    btf::{MapTypes, from_bytes},
+    link::{Hook, Link, LinkInfo, ProgramInfo, has_tcx, open_program, program_id, program_info},
     map::{Map, MapInfo},
     mapping::Mapping,
     offload::receive_vlan_offload,
@@ -29,6 +30,7 @@ pub use self::{
 };
 
 mod batch;
+mod btf;
 mod link;
 mod map;
 mod mapping;
@@ -111,8 +113,10 @@ mod command {
     pub(super) const OBJ_PIN: u32 = 6;
     pub(super) const OBJ_GET: u32 = 7;
     pub(super) const PROG_TEST_RUN: u32 = 10;
+    pub(super) const PROG_GET_FD_BY_ID: u32 = 13;
     pub(super) const OBJ_GET_INFO_BY_FD: u32 = 15;
     pub(super) const PROG_QUERY: u32 = 16;
+    pub(super) const BTF_GET_FD_BY_ID: u32 = 19;
     pub(super) const LINK_CREATE: u32 = 28;
     pub(super) const LINK_UPDATE: u32 = 29;
     pub(super) const LOOKUP_AND_DELETE_ELEM: u32 = 21;

@@ -21,6 +21,7 @@ pub mod kernel;
 pub mod maglev;
 pub mod manifests;
 pub mod metrics;
+pub mod migrate;
 pub mod netfilter;
 mod netlink;
 pub mod node;

@@ -8,7 +8,7 @@
 //! ```
 //! Invariant: a directory marked complete holds every map of its layout, ready for packets. One
 //! without the mark is the rest of an agent that died while it made the maps; nothing is attached
-//! to it and it is made anew.
+//! to it and it is made anew. Of several complete ones the gates say which serves.
 
 use std::{
     fs, io,
@@ -18,10 +18,14 @@ use std::{
 pub use self::{
     layout::{Layout, MapDefinition},
     load::{LoadOptions, Loaded, load, object},
+    serving::{Candidate, GateWord, Start, decide},
 };
 
+pub mod format;
 mod layout;
 mod load;
+mod serving;
+pub mod step;
 
 /// The pin root unless the configuration names another.
 pub const DEFAULT_ROOT: &str = "/sys/fs/bpf/sluice";
@@ -100,22 +104,21 @@ impl PinDirectory {
         }
     }
 
-    /// Every complete layout below `root`, the one with the most links first: that is the one
-    /// packets meet.
+    /// Every complete layout below `root`, the one packets meet first.
     ///
     /// # Errors
     ///
     /// If the root cannot be read, or nothing is pinned there.
     pub fn find(root: &Path) -> Result<Vec<Self>, PinError> {
-        let found = Self::all(root)?;
-        let mut complete: Vec<_> = found.into_iter().filter(Self::is_complete).collect();
-        complete.sort_by_key(|d| (std::cmp::Reverse(d.links().len()), d.path.clone()));
+        let found = Self::all(root)?.into_iter().map(Candidate::look);
+        let mut complete: Vec<_> = found.filter(|one| one.complete).collect();
+        complete.sort_by_cached_key(Candidate::rank);
         if complete.is_empty() {
             return Err(PinError::Absent {
                 root: root.to_owned(),
             });
         }
-        Ok(complete)
+        Ok(complete.into_iter().map(|one| one.directory).collect())
     }
 
     /// Every layout below `root`, complete or not.

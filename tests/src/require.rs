@@ -19,6 +19,11 @@ pub fn object_path() -> PathBuf {
     target_directory().join("bpfel-unknown-none/release/lb-ebpf")
 }
 
+/// Where agent and data path of the second layout are.
+pub fn second_layout() -> PathBuf {
+    target_directory().join("second-layout")
+}
+
 /// True if `met`; otherwise fails under CI and says why the test is skipped elsewhere.
 fn need(met: bool, what: &str) -> bool {
     if !met {
@@ -55,6 +60,13 @@ pub fn program(name: &str) -> bool {
     let path = std::env::var_os("PATH").unwrap_or_default();
     let found = std::env::split_paths(&path).any(|directory| directory.join(name).exists());
     need(found, &format!("the program {name}"))
+}
+
+/// A file that a task builds.
+#[must_use]
+pub fn file(path: &Path) -> bool {
+    let what = format!("{}: run the tests by `cargo xtask test`", path.display());
+    need(path.exists(), &what)
 }
 
 /// What every kernel test needs: root, TCX, a BPF file system, and the compiled data path.

@@ -2,7 +2,8 @@
 
 use crate::{
     attach::AttachError, dataplane::DataplaneError, devices::MonitorError, http::ListenError,
-    manifests::ManifestError, pins::PinError, preflight::PreflightError, watch::ConnectError,
+    manifests::ManifestError, migrate::MigrateError, pins::PinError, preflight::PreflightError,
+    watch::ConnectError,
 };
 
 /// Why the agent ended. The data path is as it was.
@@ -22,6 +23,9 @@ pub enum AgentError {
     /// The data path could not be loaded.
     #[error(transparent)]
     Pins(#[from] PinError),
+    /// The layout that serves could not be taken over from.
+    #[error(transparent)]
+    Migrate(#[from] MigrateError),
     /// A program could not be attached.
     #[error(transparent)]
     Attach(#[from] AttachError),

@@ -50,6 +50,29 @@ impl Interfaces {
         result
     }
 
+    /// Takes off again what was attached beside a layout that serves.
+    pub(super) fn abandon(&mut self) {
+        self.attacher.abandon();
+    }
+
+    /// Removes links of an earlier configuration, and other layouts: from now on this one serves.
+    pub(super) fn settle(&mut self, config: &Config, view: &NetworkView) {
+        self.attacher.taken_over();
+        self.attacher
+            .prune(|hook, index| self.keeps(config, view, hook, index));
+        self.attacher.retire_other_layouts();
+    }
+
+    /// Whether a link that an earlier agent left is wanted. Pod-facing ones stay: flows may still need
+    /// them.
+    fn keeps(&self, config: &Config, view: &NetworkView, hook: Hook, index: u32) -> bool {
+        let automatic = config.pod_interfaces == PodInterfaces::Auto;
+        let wanted =
+            self.managed.contains_key(&index) || self.held.contains(&(index, Hook::TcxIngress));
+        let exists = view.network.links().contains_key(&index);
+        exists && (wanted || hook == Hook::TcxEgress || (automatic && hook == Hook::TcxIngress))
+    }
+
     fn attach_all(&mut self, config: &Config, view: &NetworkView) -> Result<(), AttachError> {
         for name in &config.interfaces {
             let Some(index) = view.network.index(name) else {
@@ -80,15 +103,14 @@ impl Interfaces {
                 )?;
             }
         }
-        // Links of an earlier configuration. Pod-facing ones stay: flows may still need them.
-        let automatic = config.pod_interfaces == PodInterfaces::Auto;
-        self.attacher.prune(|hook, index| {
-            let wanted =
-                self.managed.contains_key(&index) || self.held.contains(&(index, Hook::TcxIngress));
-            let exists = view.network.links().contains_key(&index);
-            exists && (wanted || hook == Hook::TcxEgress || (automatic && hook == Hook::TcxIngress))
-        });
-        self.attacher.retire_other_layouts();
+        // Where the layout that serves has a program, flows may need one of ours.
+        for (hook, index) in self.attacher.serving_links() {
+            if self.keeps(config, view, hook, index)
+                && let Some(link) = view.network.links().get(&index)
+            {
+                self.hold(&interface(index, link), hook)?;
+            }
+        }
         Ok(())
     }
 

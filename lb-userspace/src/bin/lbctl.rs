@@ -350,8 +350,17 @@ fn detach(
     }
     // An agent that starts now would attach again what is being removed.
     let _lock = preflight::lock(&lock.lock_file)?;
+    let root = pins.path().parent().unwrap_or(pins.path());
+    let serves = PinDirectory::find(root)?.first() == Some(pins);
     pins.remove()?;
-    Ok(writeln!(writer, "removed {}", pins.path().display())?)
+    writeln!(writer, "removed {}", pins.path().display())?;
+    // Rests of an agent that died while it changed the layout must not begin to serve now.
+    let rests = PinDirectory::all(root)?.into_iter().filter(|_| serves);
+    for rest in rests {
+        rest.remove()?;
+        writeln!(writer, "removed {}", rest.path().display())?;
+    }
+    Ok(())
 }
 
 /// Waits until no flow is left that would break, and tells when their number changes.

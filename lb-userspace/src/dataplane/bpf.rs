@@ -25,6 +25,7 @@ use self::{
     extents::{Freed, elements},
     maps::Maps,
 };
+pub(crate) use self::extents::wait_for_readers;
 use super::{Dataplane, DataplaneError, TableOp};
 use crate::{
     kernel::Map,
@@ -112,18 +113,7 @@ impl BpfDataplane {
         more: impl IntoIterator<Item = IpAddr>,
     ) -> Result<(), DataplaneError> {
         let mut words = vec![0_u64; lb_common::flow::FILTER_WORDS];
-        let named = tables
-            .addresses
-            .keys()
-            .copied()
-            .chain(tables.frontends.keys().map(|id| id.address))
-            .chain(
-                tables
-                    .backends
-                    .values()
-                    .map(|backend| backend.endpoint.ip()),
-            );
-        for address in named.chain(more) {
+        for address in named_by(tables).chain(more) {
             let (word, bit) = filter_position(address);
             if let Some(word) = words.get_mut(word as usize) {
                 *word |= 1 << bit;
@@ -136,6 +126,16 @@ impl BpfDataplane {
                 .map_err(|error| kernel_error("rebuild the address filter", error))?;
         }
         Ok(())
+    }
+
+    /// Sets the bits of every address the tables name, and leaves the others.
+    ///
+    /// # Errors
+    ///
+    /// If the filter cannot be written.
+    pub fn fill_filter(&self, tables: &TableSet) -> Result<(), DataplaneError> {
+        let what = || "fill the address filter".to_owned();
+        named_by(tables).try_for_each(|address| self.mark(address, &what))
     }
 
     fn set_backend(&self, id: u32, record: &BackendRecord) -> Result<(), DataplaneError> {
@@ -369,6 +369,17 @@ impl Dataplane for BpfDataplane {
             }
         }
     }
+}
+
+/// The addresses by which packets of the tables' frontends and backends are known.
+fn named_by(tables: &TableSet) -> impl Iterator<Item = IpAddr> {
+    let frontends = tables.frontends.keys().map(|id| id.address);
+    let backends = tables
+        .backends
+        .values()
+        .map(|backend| backend.endpoint.ip());
+    let addresses = tables.addresses.keys().copied();
+    addresses.chain(frontends).chain(backends)
 }
 
 /// Word and bit of an address in the filter.

@@ -264,7 +264,7 @@ impl Map {
         Ok(())
     }
 
-    fn batch(&self, keys: u64, values: u64, count: usize) -> BatchAttr {
+    pub(super) fn batch(&self, keys: u64, values: u64, count: usize) -> BatchAttr {
         BatchAttr {
             in_batch: 0,
             out_batch: 0,
@@ -280,12 +280,12 @@ impl Map {
 
 /// `union bpf_attr`, `BPF_MAP_*_BATCH`.
 #[repr(C)]
-struct BatchAttr {
-    in_batch: u64,
-    out_batch: u64,
+pub(super) struct BatchAttr {
+    pub(super) in_batch: u64,
+    pub(super) out_batch: u64,
     keys: u64,
     values: u64,
-    count: u32,
+    pub(super) count: u32,
     map_fd: u32,
     elem_flags: u64,
     flags: u64,

@@ -8,7 +8,7 @@ use std::{
     os::fd::{AsFd, BorrowedFd, FromRawFd as _, OwnedFd},
 };
 
-use super::{bpf, command, invalid, raw};
+use super::{bpf, btf::IdAttr, command, invalid, raw};
 
 /// Where a network program is attached.
 #[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
@@ -31,6 +31,24 @@ impl Hook {
             Self::TcxIngress => 46,
             Self::TcxEgress => 47,
         }
+    }
+
+    /// `enum bpf_link_type`, and `enum bpf_prog_type` of what such a link holds.
+    const fn types(self) -> (u32, u32) {
+        match self {
+            Self::XdpNative | Self::XdpGeneric => (6, 6),
+            Self::TcxIngress | Self::TcxEgress => (11, 3),
+        }
+    }
+
+    /// Whether a link is at this hook, as far as a link tells: XDP links do not say in which mode.
+    pub const fn is_of(self, link: LinkInfo, program: &ProgramInfo) -> bool {
+        let (kind, program_kind) = self.types();
+        let at_hook = match self {
+            Self::XdpNative | Self::XdpGeneric => true,
+            Self::TcxIngress | Self::TcxEgress => link.attach_type == self.attach_type(),
+        };
+        link.kind == kind && program.kind == program_kind && at_hook
     }
 
     /// `XDP_FLAGS_*`.
@@ -60,6 +78,19 @@ pub struct LinkInfo {
     pub program: u32,
     /// Interface index of an XDP or TCX link; 0 once the device is gone.
     pub ifindex: u32,
+    /// `enum bpf_attach_type` of a TCX link.
+    pub attach_type: u32,
+}
+
+/// What the kernel says a program is.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct ProgramInfo {
+    /// `enum bpf_prog_type`.
+    pub kind: u32,
+    /// Kernel id.
+    pub id: u32,
+    /// Name, at most 15 bytes of it.
+    pub name: String,
 }
 
 impl AsFd for Link {
@@ -75,19 +106,46 @@ impl From<OwnedFd> for Link {
 }
 
 impl Link {
-    /// Attaches a program to a device.
+    /// Attaches a program to a device, at TCX after those that are there.
     ///
     /// # Errors
     ///
     /// `EBUSY` if a foreign XDP program is there, `EOPNOTSUPP` or `EINVAL` if driver or kernel does
     /// not know the hook, `ENODEV` for a missing device.
     pub fn create(program: BorrowedFd<'_>, ifindex: u32, hook: Hook) -> io::Result<Self> {
+        Self::make(program, ifindex, hook, hook.flags(), 0)
+    }
+
+    /// Attaches a program to a device at TCX, directly before another link's.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::create`]; `ENOENT` if `other` is not at the same hook of the same device.
+    pub fn create_before(
+        program: BorrowedFd<'_>,
+        ifindex: u32,
+        hook: Hook,
+        other: &Self,
+    ) -> io::Result<Self> {
+        const BEFORE: u32 = 1 << 3;
+        const RELATIVE_IS_LINK: u32 = 1 << 13;
+        let flags = hook.flags() | BEFORE | RELATIVE_IS_LINK;
+        Self::make(program, ifindex, hook, flags, raw(other.as_fd()))
+    }
+
+    fn make(
+        program: BorrowedFd<'_>,
+        ifindex: u32,
+        hook: Hook,
+        flags: u32,
+        relative_fd: u32,
+    ) -> io::Result<Self> {
         let mut attr = CreateAttr {
             prog_fd: raw(program),
             target_ifindex: ifindex,
             attach_type: hook.attach_type(),
-            flags: hook.flags(),
-            relative_fd: 0,
+            flags,
+            relative_fd,
             padding: 0,
             expected_revision: 0,
         };
@@ -123,14 +181,52 @@ impl Link {
     pub fn info(&self) -> io::Result<LinkInfo> {
         let mut words = [0_u32; 16];
         super::object_info(self.as_fd(), &mut words)?;
-        let [kind, id, program, _, ifindex, ..] = words;
+        let [kind, id, program, _, ifindex, attach_type, ..] = words;
         Ok(LinkInfo {
             kind,
             id,
             program,
             ifindex,
+            attach_type,
         })
     }
+}
+
+/// Opens a loaded program by its kernel id.
+///
+/// # Errors
+///
+/// `NotFound` if there is none.
+pub fn open_program(id: u32) -> io::Result<OwnedFd> {
+    let mut attr = IdAttr {
+        id,
+        next_id: 0,
+        open_flags: 0,
+    };
+    // SAFETY: the structure holds no pointer.
+    let fd = unsafe { bpf(command::PROG_GET_FD_BY_ID, &mut attr) }?;
+    let fd = i32::try_from(fd).map_err(|error| invalid(error.to_string()))?;
+    // SAFETY: the kernel gave us this descriptor just now.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// What the kernel says a program is.
+///
+/// # Errors
+///
+/// If the descriptor is not a program's.
+pub fn program_info(program: BorrowedFd<'_>) -> io::Result<ProgramInfo> {
+    // `struct bpf_prog_info`, whose name is at byte 64. Sizes of zero ask for no code.
+    let mut words = [0_u32; 20];
+    super::object_info(program, &mut words)?;
+    let [kind, id, .., a, b, c, d] = words;
+    let name = [a, b, c, d].map(u32::to_ne_bytes);
+    let name = name.as_flattened().split(|byte| *byte == 0).next();
+    Ok(ProgramInfo {
+        kind,
+        id,
+        name: String::from_utf8_lossy(name.unwrap_or_default()).into_owned(),
+    })
 }
 
 /// Kernel id of a program.

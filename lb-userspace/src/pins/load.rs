@@ -14,13 +14,17 @@ use aya::{
 };
 use lb_common::{
     config::Config,
+    control::Gate,
     names::{
         self, LB_CLOCK, LB_DEVMAP_XMIT, LB_EGRESS, LB_EXPIRE, LB_INGRESS, LB_REDIRECT_ERR, LB_XDP,
     },
 };
 use tracing::{info, warn};
 
-use super::{Layout, PinDirectory, PinError, require_bpffs};
+use super::{
+    Candidate, GateWord, Layout, PinDirectory, PinError, Start, decide, require_bpffs,
+    step::{Step, killed_after},
+};
 use crate::kernel::{self, Map};
 
 /// Programs the data path cannot do without.
@@ -49,6 +53,8 @@ pub struct Loaded {
     pub directory: PinDirectory,
     /// True if the maps were there already: flows of an earlier agent live on.
     pub adopted: bool,
+    /// The layout that serves until this one takes over from it. Ours is on standby then.
+    pub serving: Option<PinDirectory>,
     programs: BTreeMap<&'static str, OwnedFd>,
 }
 
@@ -109,17 +115,43 @@ pub fn load(object: &[u8], options: &LoadOptions) -> Result<Loaded, PinError> {
     require_bpffs(&options.root)?;
     let layout = Layout::of(object, &options.entries)?;
     let directory = PinDirectory::new(&options.root, &layout.hash());
-    let adopted = directory.is_complete();
+    if has_lost_its_mark(&directory, &layout) {
+        let path = directory.path().display();
+        warn!(directory = %path, "links without the mark `complete`: marked again");
+        directory.mark_complete()?;
+    }
+    let found = PinDirectory::all(&options.root)?.into_iter();
+    let found: Vec<_> = found.map(Candidate::look).collect();
+    let start = decide(&found, directory.hash());
+    let adopted = start == Start::Adopt;
+    let serving = match start {
+        Start::TakeOver(serving) => Some(serving),
+        Start::Adopt | Start::Anew => None,
+    };
     if adopted {
         check(&directory, &layout)?;
     } else {
+        if let Some(serving) = &serving {
+            info!(
+                layout = directory.hash(),
+                serving = serving.hash(),
+                "another layout serves: this one is made beside it"
+            );
+            give_back(&directory, serving)?;
+        }
         directory.remove()?;
     }
     directory.create()?;
     let mut ebpf = load_object(object, options, &directory)?;
-    if !adopted {
+    if adopted {
+        open_gate(&directory)?;
+    } else {
         check(&directory, &layout)?;
         fill_next_hops(&directory)?;
+        if serving.is_some() {
+            store_gate(&directory, Gate::STANDBY)?;
+        }
+        killed_after(Step::Maps);
         directory.mark_complete()?;
     }
     let programs = load_programs(&mut ebpf)?;
@@ -130,11 +162,56 @@ pub fn load(object: &[u8], options: &LoadOptions) -> Result<Loaded, PinError> {
     }
     attach_tracepoints(&mut ebpf, &directory);
     info!(layout = directory.hash(), adopted, "data path loaded");
+    killed_after(Step::Complete);
     Ok(Loaded {
         directory,
         adopted,
+        serving,
         programs,
     })
+}
+
+/// Ends a freeze of an agent that died before another layout took over.
+fn open_gate(directory: &PinDirectory) -> Result<(), PinError> {
+    if GateWord::open(directory)?.load() == Gate::OPEN {
+        return Ok(());
+    }
+    store_gate(directory, Gate::OPEN)
+}
+
+fn store_gate(directory: &PinDirectory, gate: Gate) -> Result<(), PinError> {
+    let written = GateWord::open(directory)?.store(gate);
+    written.map_err(PinError::io(format!(
+        "write the gate of {}",
+        directory.path().display()
+    )))
+}
+
+/// Hands XDP links in a directory about to be removed to the layout that serves, whose program they may
+/// hold: a device's driver may pause when its program goes and comes.
+fn give_back(directory: &PinDirectory, serving: &PinDirectory) -> Result<(), PinError> {
+    for name in directory
+        .links()
+        .iter()
+        .filter(|name| name.starts_with("xdp"))
+    {
+        let (from, to) = (directory.link(name), serving.link(name));
+        if !to.exists() {
+            fs::rename(&from, &to).map_err(PinError::io(format!(
+                "move link {} to {}",
+                from.display(),
+                to.display()
+            )))?;
+        }
+    }
+    Ok(())
+}
+
+/// Whether everything of a layout is there but the mark. Links are made after it and go before it, so
+/// that somebody removed it, and packets are in the maps.
+fn has_lost_its_mark(directory: &PinDirectory, layout: &Layout) -> bool {
+    let whole = || check(directory, layout).is_ok();
+    !directory.is_complete() && !directory.links().is_empty() && whole()
 }
 
 /// Compares every pinned map with its definition and names all differences at once.

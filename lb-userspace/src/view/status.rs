@@ -279,6 +279,7 @@ mod tests {
             id: 1,
             program: 9,
             ifindex,
+            attach_type: 0,
         };
         let cases = [
             ("xdp-7", 7, (Some("eth1"), "xdp", "native")),

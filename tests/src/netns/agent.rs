@@ -30,6 +30,7 @@ pub struct Node<'w> {
     pin_root: PathBuf,
     arguments: Vec<String>,
     name: &'static str,
+    second_layout: bool,
     process: Option<Process>,
 }
 
@@ -68,6 +69,7 @@ impl<'w> Node<'w> {
             pin_root,
             arguments,
             name: "edge",
+            second_layout: false,
             process: None,
         };
         // Small tables: several nodes share the machine.
@@ -90,6 +92,11 @@ impl<'w> Node<'w> {
     pub fn named(mut self, name: &'static str) -> Self {
         self.name = name;
         self
+    }
+
+    /// From the next start on it is the agent of the second layout, or the ordinary one again.
+    pub fn use_second_layout(&mut self, second: bool) {
+        self.second_layout = second;
     }
 
     /// Replaces the configuration file.
@@ -142,7 +149,13 @@ impl<'w> Node<'w> {
 
     /// The command line of the agent.
     pub fn command(&self) -> std::process::Command {
-        let mut command = self.lb.command(binary("lb-agent"));
+        let second = require::second_layout();
+        let (agent, object) = if self.second_layout {
+            (second.join("lb-agent"), second.join("lb-ebpf"))
+        } else {
+            (binary("lb-agent"), require::object_path())
+        };
+        let mut command = self.lb.command(agent);
         let files = self.files.path();
         command
             .args(["run", "--node-name", self.name])
@@ -155,7 +168,7 @@ impl<'w> Node<'w> {
             .arg("--lock-file")
             .arg(files.join("agent.lock"))
             .arg("--object")
-            .arg(require::object_path())
+            .arg(object)
             .args(&self.arguments)
             .env("NO_COLOR", "1");
         command

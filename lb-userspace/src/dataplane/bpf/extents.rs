@@ -156,7 +156,11 @@ impl BpfDataplane {
 }
 
 /// Waits until every program that runs now has ended.
-fn wait_for_readers() -> io::Result<()> {
+///
+/// # Errors
+///
+/// If the kernel cannot tell.
+pub(crate) fn wait_for_readers() -> io::Result<()> {
     match kernel::membarrier() {
         // A kernel started with nohz_full has no barrier for all CPUs. A program's run takes
         // microseconds; this is as much longer as a stolen virtual CPU may need.
