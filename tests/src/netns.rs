@@ -165,7 +165,7 @@ impl Namespace {
     }
 }
 
-fn enter(name: &str) {
+pub(crate) fn enter(name: &str) {
     let path = format!("/run/netns/{name}");
     let file = File::open(&path).unwrap_or_else(|e| panic!("{path}: {e}"));
     setns(file, CloneFlags::CLONE_NEWNET).unwrap_or_else(|e| panic!("enter {path}: {e}"));

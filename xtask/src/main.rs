@@ -59,6 +59,9 @@ enum Task {
         /// Only this tier
         #[arg(long, value_enum)]
         only: Option<test::Tier>,
+        /// How long the disruption tier disturbs [default: 60]
+        #[arg(long)]
+        seconds: Option<u64>,
         /// Passed to the test programs: a part of test names, or their options
         #[arg(last = true)]
         filter: Vec<String>,
@@ -152,7 +155,11 @@ fn main() -> ExitCode {
             Ok(())
         }),
         Task::Lint => lint::lint(),
-        Task::Test { only, filter } => test::test(only, &filter),
+        Task::Test {
+            only,
+            seconds,
+            filter,
+        } => test::test(only, &test::Options { seconds, filter }),
         Task::Demo { programs, cluster } => demo::demo(programs.as_deref(), cluster),
         Task::DemoServer(arguments) => demo::server::serve(&arguments),
         Task::DemoClient(arguments) => demo::client::ask(&arguments),

@@ -62,6 +62,9 @@ const NETWORK: &[Need] = &[
     file("/usr/lib/postgresql", "postgresql"),
 ];
 
+/// What the disruption tier runs beside these.
+const DISRUPTION: &[Need] = &[program("websocketd", "websocketd")];
+
 /// Everything any task needs.
 ///
 /// # Errors
@@ -69,7 +72,7 @@ const NETWORK: &[Need] = &[
 pub(crate) fn everything() -> Result<()> {
     lint()?;
     compiler()?;
-    network()?;
+    disruption()?;
     cluster::setup()?;
     eprintln!("setup: everything is there");
     Ok(())
@@ -109,6 +112,15 @@ pub(crate) fn compiler() -> Result<()> {
 /// As [`everything`].
 pub(crate) fn network() -> Result<()> {
     install(NETWORK)
+}
+
+/// What the disruption tier needs: all of the network tests and more.
+///
+/// # Errors
+/// As [`everything`].
+pub(crate) fn disruption() -> Result<()> {
+    network()?;
+    install(DISRUPTION)
 }
 
 /// What the lint task needs.

@@ -1,8 +1,8 @@
 //! Running the tests, by tier.
 //!
-//! The file name in `tests/tests` tells the tier: `packet_*.rs`, `netns_*.rs`, `kubernetes_*.rs`; the
-//! directory `conformance` is a tier of its own. All need root and a kernel with BPF; where that is missing
-//! they are skipped aloud, but fail under `CI=true`.
+//! The file name in `tests/tests` tells the tier: `packet_*.rs`, `netns_*.rs`, `disruption_*.rs`,
+//! `kubernetes_*.rs`; the directory `conformance` is a tier of its own. All need root and a kernel with
+//! BPF; where that is missing they are skipped aloud, but fail under `CI=true`.
 
 use std::env;
 use std::fs;
@@ -28,8 +28,19 @@ pub(crate) enum Tier {
     Netns,
     /// Every upstream case of a Service proxy by its id, counted
     Conformance,
+    /// Established flows under watch while everything changes around them
+    Disruption,
     /// Sluice's own DaemonSet in a real Kubernetes cluster on this machine
     Kubernetes,
+}
+
+/// What the tests are told, beside which of them to run.
+#[derive(Debug, Default)]
+pub(crate) struct Options {
+    /// How long the disruption tier disturbs, in seconds.
+    pub(crate) seconds: Option<u64>,
+    /// A part of test names, or options of the test programs.
+    pub(crate) filter: Vec<String>,
 }
 
 /// What the test programs of one tier reported.
@@ -54,9 +65,9 @@ struct Report {
 ///
 /// # Errors
 /// A test failed, or a tier could not run.
-pub(crate) fn test(only: Option<Tier>, filter: &[String]) -> Result<()> {
+pub(crate) fn test(only: Option<Tier>, options: &Options) -> Result<()> {
     let tiers = only.map_or_else(|| Tier::value_variants().to_vec(), |tier| vec![tier]);
-    let reports: Vec<Report> = tiers.into_iter().map(|tier| run(tier, filter)).collect();
+    let reports: Vec<Report> = tiers.into_iter().map(|tier| run(tier, options)).collect();
 
     println!();
     for report in &reports {
@@ -81,7 +92,7 @@ pub(crate) fn test(only: Option<Tier>, filter: &[String]) -> Result<()> {
     clippy::disallowed_methods,
     reason = "how long a tier took is for the reader only"
 )]
-fn run(tier: Tier, filter: &[String]) -> Report {
+fn run(tier: Tier, options: &Options) -> Report {
     let start = Instant::now();
     let mut report = Report {
         tier,
@@ -91,7 +102,7 @@ fn run(tier: Tier, filter: &[String]) -> Report {
         took: Duration::ZERO,
     };
     match unprivileged(tier) {
-        None => match run_privileged(tier, filter) {
+        None => match run_privileged(tier, options) {
             Ok((tally, mut failure)) => {
                 if let (Tier::Kubernetes, Err(error)) = (tier, cluster::settle()) {
                     report.failed = true;
@@ -117,11 +128,20 @@ fn run(tier: Tier, filter: &[String]) -> Report {
 }
 
 /// Runs a tier's tests.
-fn run_privileged(tier: Tier, filter: &[String]) -> Result<(Tally, Option<String>)> {
+fn run_privileged(tier: Tier, options: &Options) -> Result<(Tally, Option<String>)> {
+    let mut filter = options.filter.clone();
     if tier == Tier::Conformance {
-        return conformance::test(filter);
+        return conformance::test(&filter);
     }
-    cargo_test(cargo(tier)?, filter, |_| {})
+    let mut cargo = cargo(tier)?;
+    if tier == Tier::Disruption {
+        if let Some(seconds) = options.seconds {
+            cargo.env("SLUICE_SECONDS", seconds.to_string());
+        }
+        // Its counts are the result.
+        filter.push("--nocapture".to_owned());
+    }
+    cargo_test(cargo, &filter, |_| {})
 }
 
 /// What this process lacks to run the tier, if anything.
@@ -153,6 +173,14 @@ fn cargo(tier: Tier) -> Result<Command> {
             setup::network()?;
             compile::build(false)?;
             compile::second_layout()?;
+            cargo.args(["--package", "lb-tests"]);
+        }
+        Tier::Disruption => {
+            setup::disruption()?;
+            compile::build(false)?;
+            compile::second_layout()?;
+            // The flood's generator.
+            ebpf::build(&["bench".to_owned()])?;
             cargo.args(["--package", "lb-tests"]);
         }
         Tier::Kubernetes => {
@@ -228,6 +256,7 @@ impl Tier {
             Self::Host | Self::Conformance => None,
             Self::Packet => Some("packet_"),
             Self::Netns => Some("netns_"),
+            Self::Disruption => Some("disruption_"),
             Self::Kubernetes => Some("kubernetes_"),
         }
     }

@@ -122,6 +122,11 @@ impl<'w> Node<'w> {
             .with("--snat-address=2001:db8:a::64")
     }
 
+    /// Where everything is pinned.
+    pub fn pin_root(&self) -> &Path {
+        &self.pin_root
+    }
+
     fn file(&self, name: &str, content: &str) -> PathBuf {
         let path = self.files.path().join(name);
         // The watcher must not see half a file.

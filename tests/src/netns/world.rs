@@ -2,13 +2,15 @@
 //! hang on bridges, and only the bridge port that faces the load balancer is tuned, as native XDP
 //! on veth needs it (full checksums towards XDP, NAPI for what XDP sends).
 
+use std::sync::atomic::{AtomicU32, Ordering};
+
 use super::{Namespace, succeed};
 
 /// A bridge in a namespace of its own.
 #[derive(Debug)]
 pub struct Lan {
     switch: Namespace,
-    ports: std::cell::Cell<u32>,
+    ports: AtomicU32,
 }
 
 impl Lan {
@@ -19,13 +21,13 @@ impl Lan {
         switch.ip("link add br0 type bridge forward_delay 0 mcast_snooping 0\nlink set br0 up");
         Self {
             switch,
-            ports: std::cell::Cell::new(0),
+            ports: AtomicU32::new(0),
         }
     }
 
     /// Plugs a device of `namespace` in; both ends keep their offloads.
     pub fn plug(&self, namespace: &Namespace, device: &str) -> String {
-        let number = self.ports.replace(self.ports.get() + 1);
+        let number = self.ports.fetch_add(1, Ordering::Relaxed);
         let port = format!("p{number}");
         succeed(std::process::Command::new("ip").args([
             "link",
