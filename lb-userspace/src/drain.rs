@@ -22,7 +22,7 @@ use crate::{
     tables::TableSet,
 };
 
-use self::decide::{Deadline, decide, object, selects, whole_seconds};
+use self::decide::{Deadline, decide, expect};
 
 mod decide;
 
@@ -33,7 +33,7 @@ pub struct Drains {
     deadlines: BTreeMap<MemberKey, Deadline>,
     /// What flows named when somebody looked last.
     hanging: BTreeMap<MemberKey, Hanging>,
-    /// Retired since a look began, which may have missed their flows.
+    /// Set since a look began, which may have missed their flows.
     fresh: BTreeSet<MemberKey>,
 }
 
@@ -86,34 +86,12 @@ impl Drains {
     }
 
     /// Operations are about to be carried out on `tables`, which were made of `before`.
-    ///
-    /// What takes new flows again has no deadline any more, however soon it leaves again. With a service
-    /// port that goes the name is lost which its backends are known by: what its Service said is noted now.
     pub fn expect(&mut self, ops: &[TableOp], tables: &TableSet, before: &Snapshot) {
-        let mut deadlines = self.deadlines.clone();
-        for op in ops {
-            match *op {
-                TableOp::SetMember((service, backend), flags) if selects(flags) => {
-                    deadlines.remove(&MemberKey { service, backend });
-                }
-                TableOp::RemoveService(service) => {
-                    let record = tables.services.get(&service);
-                    let object = record.and_then(|record| object(before, &record.name));
-                    let Some(allowed) = object.and_then(|object| object.drain_deadline) else {
-                        continue;
-                    };
-                    let begun = Deadline::new(now(), whole_seconds(allowed));
-                    let members = tables.members.range((service, 0)..=(service, u32::MAX));
-                    for (&(service, backend), _) in members {
-                        let key = MemberKey { service, backend };
-                        deadlines.entry(key).or_insert(begun);
-                        self.fresh.insert(key);
-                    }
-                }
-                _ => {}
-            }
-        }
-        self.write(deadlines);
+        let expected = expect(&self.deadlines, ops, tables, before, now());
+        let new = expected.keys();
+        let new = new.filter(|key| !self.deadlines.contains_key(key));
+        self.fresh.extend(new.copied());
+        self.write(expected);
     }
 
     /// Flows that have a deadline.

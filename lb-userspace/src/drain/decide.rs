@@ -9,6 +9,7 @@ use std::{
 use lb_common::service::{MemberKey, member_flag};
 
 use crate::{
+    dataplane::TableOp,
     expire::Hanging,
     plan::owner,
     snapshot::{ObjectName, ServiceObject, Snapshot},
@@ -57,7 +58,7 @@ impl Deadline {
 }
 
 /// A time in seconds, rounded up.
-pub(super) const fn whole_seconds(time: Duration) -> u64 {
+const fn whole_seconds(time: Duration) -> u64 {
     let more = time.subsec_nanos() > 0;
     time.as_secs().saturating_add(more as u64)
 }
@@ -106,6 +107,42 @@ pub(super) fn decide(
     deadlines
 }
 
+/// The deadlines after `ops`, which are about to be carried out on `tables`, made of `before`.
+///
+/// What takes new flows again has none any more, however soon it leaves again. With a service port that
+/// goes the name is lost which its backends are known by: what its Service said is noted now.
+pub(super) fn expect(
+    old: &BTreeMap<MemberKey, Deadline>,
+    ops: &[TableOp],
+    tables: &TableSet,
+    before: &Snapshot,
+    now: u64,
+) -> BTreeMap<MemberKey, Deadline> {
+    let mut deadlines = old.clone();
+    for op in ops {
+        match *op {
+            TableOp::SetMember((service, backend), flags) if selects(flags) => {
+                deadlines.remove(&MemberKey { service, backend });
+            }
+            TableOp::RemoveService(service) => {
+                let record = tables.services.get(&service);
+                let object = record.and_then(|record| object(before, &record.name));
+                let Some(allowed) = object.and_then(|object| object.drain_deadline) else {
+                    continue;
+                };
+                let begun = Deadline::new(now, whole_seconds(allowed));
+                let members = tables.members.range((service, 0)..=(service, u32::MAX));
+                for (&(service, backend), _) in members {
+                    let key = MemberKey { service, backend };
+                    deadlines.entry(key).or_insert(begun);
+                }
+            }
+            _ => {}
+        }
+    }
+    deadlines
+}
+
 /// Service ports whose Service has a drain deadline: its name and the deadline in seconds.
 fn allowed<'a>(tables: &'a TableSet, snapshot: &Snapshot) -> BTreeMap<u32, (&'a str, u64)> {
     let services = snapshot.services.values();
@@ -133,7 +170,7 @@ fn is_told_of(tables: &TableSet, snapshot: &Snapshot, service: u32) -> bool {
 }
 
 /// The Service a service port's name names.
-pub(super) fn object<'a>(snapshot: &'a Snapshot, name: &str) -> Option<&'a ServiceObject> {
+fn object<'a>(snapshot: &'a Snapshot, name: &str) -> Option<&'a ServiceObject> {
     let (namespace, service) = owner(name).split_once('/')?;
     let object = snapshot
         .services
@@ -147,7 +184,7 @@ fn takes_new_flows(tables: &TableSet, key: MemberKey) -> bool {
 }
 
 /// Whether a member with these flags is in one of the sets.
-pub(super) const fn selects(flags: u32) -> bool {
+const fn selects(flags: u32) -> bool {
     flags & (member_flag::CLUSTER | member_flag::LOCAL) != 0
 }
 

@@ -1,12 +1,16 @@
 use super::*;
-use crate::plan::{
-    Quarantine,
-    fixture::{node, service, slice, snapshot},
-    plan,
+use crate::{
+    diff::diff,
+    plan::{
+        Quarantine,
+        fixture::{node, service, slice, snapshot},
+        plan,
+    },
 };
 
 const NOW: u64 = 1_000_000;
 const LEFT: &str = "10.0.0.1";
+const BOTH: [&str; 2] = [LEFT, "10.0.0.2"];
 
 /// `default/web` with a drain deadline in seconds and endpoints, as [`slice`] takes them.
 fn web(deadline: Option<u64>, endpoints: &[&str]) -> Snapshot {
@@ -37,115 +41,72 @@ fn left(tables: &TableSet) -> MemberKey {
     *keys.next().expect("a backend that will leave").0
 }
 
+/// The deadline of flows at 10.0.0.1, after `web` had two endpoints and became `after`.
+fn deadline(after: &Snapshot, old: Option<Deadline>) -> Option<u64> {
+    let before = planned(&TableSet::default(), &web(Some(60), &BOTH));
+    let key = left(&before);
+    let old = old.map(|old| (key, old)).into_iter().collect();
+    let tables = planned(&before, after);
+    let mut hanging = hanging(&before);
+    hanging.retain(|hung, _| *hung == key);
+    let decided = decide(&old, &hanging, &tables, after, NOW);
+    assert!(decided.len() <= 1, "{decided:?}");
+    decided.get(&key).map(|deadline| deadline.at)
+}
+
 #[test]
 fn only_what_left_and_takes_nothing_new_has_a_deadline() {
-    let found = |at| Some(Deadline::found(at));
-    let set = |at, allowed| {
-        Some(Deadline {
-            at,
-            allowed: Some(allowed),
-        })
-    };
-    let both = [LEFT, "10.0.0.2"];
-    for (name, after, old, expected) in [
-        ("all stay", web(Some(60), &both), None, None),
+    let minute = |endpoints: &[&str]| web(Some(60), endpoints);
+    for (name, after, expected) in [
+        ("all stay", minute(&BOTH), None),
         (
             "terminating",
-            web(Some(60), &["10.0.0.1 unready terminating", "10.0.0.2"]),
-            None,
+            minute(&["10.0.0.1 unready terminating", "10.0.0.2"]),
             Some(NOW + 60),
         ),
         (
             "terminating and deaf",
-            web(Some(60), &["10.0.0.1 unready deaf terminating", "10.0.0.2"]),
-            None,
+            minute(&["10.0.0.1 unready deaf terminating", "10.0.0.2"]),
             Some(NOW + 60),
         ),
-        (
-            "removed",
-            web(Some(60), &["10.0.0.2"]),
-            None,
-            Some(NOW + 60),
-        ),
-        (
-            "removed, at once",
-            web(Some(0), &["10.0.0.2"]),
-            None,
-            Some(NOW),
-        ),
-        ("no deadline", web(None, &["10.0.0.2"]), None, None),
+        ("removed", minute(&["10.0.0.2"]), Some(NOW + 60)),
+        ("the last one removed", minute(&[]), Some(NOW + 60)),
+        ("at once", web(Some(0), &["10.0.0.2"]), Some(NOW)),
+        ("no deadline", web(None, &["10.0.0.2"]), None),
         (
             "not ready only",
-            web(Some(60), &["10.0.0.1 unready deaf", "10.0.0.2"]),
-            None,
+            minute(&["10.0.0.1 unready deaf", "10.0.0.2"]),
             None,
         ),
         (
             "terminating, and nothing else is there",
-            web(Some(60), &["10.0.0.1 unready terminating"]),
-            None,
-            None,
-        ),
-        (
-            "the last one removed",
-            web(Some(60), &[]),
-            None,
-            Some(NOW + 60),
-        ),
-        (
-            "the deadline goes on",
-            web(Some(60), &["10.0.0.2"]),
-            set(NOW + 7, 60),
-            Some(NOW + 7),
-        ),
-        (
-            "so it does after a restart",
-            web(Some(60), &["10.0.0.2"]),
-            found(NOW - 7),
-            Some(NOW - 7),
-        ),
-        ("back", web(Some(60), &both), set(NOW + 7, 60), None),
-        (
-            "annotation gone",
-            web(None, &["10.0.0.2"]),
-            set(NOW + 7, 60),
+            minute(&["10.0.0.1 unready terminating"]),
             None,
         ),
-        (
-            "more time",
-            web(Some(100), &["10.0.0.2"]),
-            set(NOW + 7, 60),
-            Some(NOW + 47),
-        ),
-        (
-            "less time",
-            web(Some(10), &["10.0.0.2"]),
-            set(NOW + 7, 60),
-            Some(NOW - 43),
-        ),
-        (
-            "Service gone, noted when it went",
-            Snapshot::default(),
-            set(NOW + 7, 60),
-            Some(NOW + 7),
-        ),
-        (
-            "Service gone without a word",
-            Snapshot::default(),
-            None,
-            None,
-        ),
+        ("Service gone without a word", Snapshot::default(), None),
     ] {
-        let before = planned(&TableSet::default(), &web(Some(60), &both));
-        let key = left(&before);
-        let old = old.map(|old| (key, old)).into_iter().collect();
-        let tables = planned(&before, &after);
-        let mut hanging = hanging(&before);
-        hanging.retain(|hung, _| *hung == key);
-        let decided = decide(&old, &hanging, &tables, &after, NOW);
-        let expected: Vec<_> = expected.map(|at| (key, at)).into_iter().collect();
-        let decided: Vec<_> = decided.iter().map(|(key, d)| (*key, d.at)).collect();
-        assert_eq!(decided, expected, "{name}");
+        assert_eq!(deadline(&after, None), expected, "{name}");
+    }
+}
+
+#[test]
+fn a_deadline_goes_on_while_its_reason_does() {
+    let set = Deadline {
+        at: NOW + 7,
+        allowed: Some(60),
+    };
+    let found = Deadline::found(NOW - 7);
+    let gone = |deadline| web(deadline, &["10.0.0.2"]);
+    for (name, after, old, expected) in [
+        ("goes on", gone(Some(60)), set, Some(NOW + 7)),
+        ("after a restart", gone(Some(60)), found, Some(NOW - 7)),
+        ("back", web(Some(60), &BOTH), set, None),
+        ("annotation gone", gone(None), set, None),
+        ("more time", gone(Some(100)), set, Some(NOW + 47)),
+        ("less time", gone(Some(10)), set, Some(NOW - 43)),
+        ("Service gone", Snapshot::default(), set, Some(NOW + 7)),
+    ] {
+        assert_eq!(deadline(&after, Some(old)), expected, "{name}");
     }
 }
 
@@ -162,7 +123,7 @@ fn another_port_of_the_same_address_is_another_backend() {
 
 #[test]
 fn a_service_that_cannot_be_read_keeps_its_deadlines() {
-    let before = planned(&TableSet::default(), &web(Some(60), &[LEFT, "10.0.0.2"]));
+    let before = planned(&TableSet::default(), &web(Some(60), &BOTH));
     let key = left(&before);
     let mut tables = before.clone();
     tables.members.remove(&(key.service, key.backend));
@@ -175,7 +136,7 @@ fn a_service_that_cannot_be_read_keeps_its_deadlines() {
 
 #[test]
 fn without_flows_there_is_no_deadline() {
-    let before = planned(&TableSet::default(), &web(Some(60), &[LEFT, "10.0.0.2"]));
+    let before = planned(&TableSet::default(), &web(Some(60), &BOTH));
     let after = web(Some(60), &["10.0.0.2"]);
     let tables = planned(&before, &after);
     let old = BTreeMap::from([(left(&before), Deadline::found(NOW + 7))]);
@@ -187,5 +148,72 @@ fn a_deadline_is_never_early() {
     let deadline = Deadline::new(NOW, whole_seconds(Duration::from_millis(1_500)));
     for (now, passed) in [(NOW, false), (NOW + 2, false), (NOW + 3, true)] {
         assert_eq!(deadline.has_passed(now), passed, "{}", now - NOW);
+    }
+}
+
+#[test]
+fn operations_end_and_begin_deadlines() {
+    let leaving = "10.0.0.1 unready terminating";
+    let (all, one) = (web(Some(60), &BOTH), web(Some(60), &[leaving, "10.0.0.2"]));
+    let before = planned(&TableSet::default(), &all);
+    let key = left(&before);
+    let others: Vec<_> = hanging(&before).into_keys().filter(|k| *k != key).collect();
+    let other = *others.first().expect("two backends");
+    let without = planned(&before, &one);
+    for (name, from, made_of, to, old, expected) in [
+        (
+            "it leaves, which is seen later",
+            &before,
+            &all,
+            planned(&before, &one),
+            None,
+            vec![],
+        ),
+        (
+            "it is back",
+            &without,
+            &one,
+            planned(&without, &all),
+            Some(NOW - 7),
+            vec![],
+        ),
+        (
+            "another change",
+            &without,
+            &one,
+            planned(&without, &web(Some(60), &[leaving, "10.0.0.2", "10.0.0.3"])),
+            Some(NOW - 7),
+            vec![(key, NOW - 7)],
+        ),
+        (
+            "the Service goes",
+            &before,
+            &all,
+            TableSet::default(),
+            None,
+            vec![(key, NOW + 60), (other, NOW + 60)],
+        ),
+        (
+            "the Service goes while it drains",
+            &without,
+            &one,
+            TableSet::default(),
+            Some(NOW + 7),
+            vec![(key, NOW + 7), (other, NOW + 60)],
+        ),
+        (
+            "the Service goes, without a deadline",
+            &before,
+            &web(None, &BOTH),
+            TableSet::default(),
+            None,
+            vec![],
+        ),
+    ] {
+        let old = old.map(|at| (key, Deadline::found(at)));
+        let old = old.into_iter().collect();
+        let decided = expect(&old, &diff(from, &to), from, made_of, NOW);
+        let decided: Vec<_> = decided.iter().map(|(key, d)| (*key, d.at)).collect();
+        assert_eq!(decided, expected, "{name}");
     }
 }
