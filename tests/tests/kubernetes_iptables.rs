@@ -9,6 +9,8 @@ mod agent;
 mod changes;
 #[path = "kubernetes/coexist.rs"]
 mod coexist;
+#[path = "kubernetes/cutover.rs"]
+mod cutover;
 #[path = "kubernetes/deploy.rs"]
 mod deploy;
 #[path = "kubernetes/input.rs"]

@@ -301,14 +301,23 @@ impl<'w> Node<'w> {
         all.filter(|(_, packets)| *packets > 0).collect()
     }
 
+    /// The agent's lock.
+    pub fn lock_file(&self) -> PathBuf {
+        self.files.path().join("agent.lock")
+    }
+
+    /// The command line of `lbctl` for this node's pins, without a task.
+    pub fn lbctl_command(&self) -> std::process::Command {
+        let mut command = self.lb.command(binary("lbctl"));
+        command.arg("--pin-root").arg(&self.pin_root);
+        command
+    }
+
     /// Runs `lbctl` on this node's pins.
     pub fn try_lbctl<const N: usize>(&self, arguments: [&str; N]) -> Output {
-        let mut command = self.lb.command(binary("lbctl"));
+        let mut command = self.lbctl_command();
         command
-            .arg("--pin-root")
-            .arg(&self.pin_root)
-            .args(arguments);
-        command
+            .args(arguments)
             .output()
             .unwrap_or_else(|e| panic!("{command:?}: {e}"))
     }
