@@ -14,8 +14,10 @@ pub mod agent;
 pub mod api;
 pub mod client;
 pub mod cluster;
+pub mod detach;
 pub mod load;
 pub mod objects;
+pub mod sessions;
 pub mod space;
 pub mod stream;
 

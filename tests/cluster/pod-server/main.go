@@ -52,6 +52,7 @@ func serve(arguments []string) error {
 	http := flags.String("http", "8080", "ports for HTTP, with commas between")
 	tcp := flags.String("tcp", "7000", "ports for the TCP echo")
 	udp := flags.String("udp", "7000", "ports for the UDP echo")
+	numbered := flags.String("numbered", "7001", "ports for the TCP messages which both sides check")
 	drain := flags.Duration("drain", 5*time.Second, "how long to serve after SIGTERM")
 	ready := flags.Bool("ready", true, "what /readyz says first")
 	if err := flags.Parse(arguments); err != nil {
@@ -74,6 +75,7 @@ func serve(arguments []string) error {
 		start(*http, func(port string) error { return server.listenHTTP(port, failures) }),
 		start(*tcp, func(port string) error { return server.listenTCP(port, failures) }),
 		start(*udp, func(port string) error { return server.listenUDP(port, failures) }),
+		start(*numbered, func(port string) error { return server.listenNumbered(port, failures) }),
 	); err != nil {
 		return err
 	}

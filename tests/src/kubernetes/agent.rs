@@ -116,6 +116,14 @@ impl<'c> Agent<'c> {
         });
     }
 
+    /// Deletes the DaemonSet and waits until the agent of every edge node is gone. The data path stays.
+    pub fn remove(&self) {
+        self.kubectl(&format!("delete {DAEMON_SET}"));
+        for number in 1..=self.cluster.options().edges {
+            self.wait_gone(&format!("edge{number}"));
+        }
+    }
+
     /// Waits until its process on a node is gone.
     pub fn wait_gone(&self, node: &str) {
         poll_until("the agent's end", PATIENCE, || {

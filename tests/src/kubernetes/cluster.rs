@@ -201,6 +201,18 @@ impl Cluster {
         succeed(xtask().args(["cluster", "load"]).arg(archive));
     }
 
+    /// Gives an image of a node another name too.
+    pub fn tag(&self, node: &str, name: &str, another: &str) {
+        let socket = [
+            "--address",
+            "/run/containerd/containerd.sock",
+            "-n",
+            "k8s.io",
+        ];
+        let words = ["images", "tag", "--force", name, another];
+        self.node(node, &[&["ctr"][..], &socket, &words].concat());
+    }
+
     /// Kills a program of the cluster.
     pub fn stop(&self, program: &str) {
         succeed(xtask().args(["cluster", "stop", program]));

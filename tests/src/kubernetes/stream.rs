@@ -1,8 +1,9 @@
 //! Long-lived connections, watched line by line: none may miss one, repeat one or end.
 
 use std::{
+    collections::BTreeSet,
     io::{BufRead as _, BufReader},
-    net::{Shutdown, SocketAddr, TcpStream},
+    net::{IpAddr, Shutdown, SocketAddr, TcpStream},
     sync::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicBool, AtomicU64, Ordering},
@@ -59,6 +60,11 @@ impl Streams {
         pods.sort();
         pods.dedup();
         pods
+    }
+
+    /// Whom the pods see.
+    pub fn peers(&self) -> BTreeSet<IpAddr> {
+        self.streams.iter().map(|it| it.answer.peer.ip()).collect()
     }
 
     /// Closes those which one of `pods` serves, before it is killed.

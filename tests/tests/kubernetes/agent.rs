@@ -14,7 +14,6 @@ use nix::sys::signal::Signal;
 
 use crate::take;
 
-const CONTAINERD: &str = "/run/containerd/containerd.sock";
 /// The image under another name, as a newer one would have.
 const NEXT: &str = "localhost/sluice:next";
 
@@ -77,20 +76,7 @@ fn agents_are_restarted_and_updated_under_streams() {
     watch.check("rollout restart");
 
     let name = agent.kubectl(&format!("get {DAEMON_SET} -o jsonpath={{..image}}"));
-    cluster.node(
-        "edge1",
-        &[
-            "ctr",
-            "--address",
-            CONTAINERD,
-            "-n",
-            "k8s.io",
-            "images",
-            "tag",
-            name.trim(),
-            NEXT,
-        ],
-    );
+    cluster.tag("edge1", name.trim(), NEXT);
     let before = agent.pod("edge1");
     agent.kubectl(&format!("set image {DAEMON_SET} agent={NEXT}"));
     agent.wait_rolled_out();
