@@ -28,7 +28,7 @@ use crate::{
     gate, icmp,
     parse::{HEADERS, Layout, SkbFrame, blank, parse},
     path, reply, select,
-    skb::{Placement, Skb},
+    skb::{self, Placement, Skb},
     source, stats,
     tables::{self, config},
     tell, words,
@@ -44,7 +44,7 @@ pub(crate) const DROP: i32 = 2;
 pub(crate) fn run(ctx: *mut __sk_buff) -> i32 {
     let skb = Skb(ctx);
     if gate::read().is_standby() {
-        stats::reason(Reason::Standby, skb.length());
+        stats::reason(Reason::Standby, skb.length().wrapping_sub(skb::IP));
         return NEXT;
     }
     // A tagged frame belongs to the VLAN device above, whose own hook sees it untagged.

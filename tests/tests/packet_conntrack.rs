@@ -1,12 +1,12 @@
-//! The life of a flow after its birth: promotion, close, reset, retirement, expiry.
+//! The life of a flow after its birth: promotion, close, reset, retirement.
 
 use lb_common::{
-    conntrack::{Head, Idle4, Idle6, state},
+    conntrack::{Head, state},
     names,
     reason::{Event, Reason},
 };
 use lb_tests::{
-    book::{BOOKS, TCP_BOOKS, UDP_BOOKS, towards},
+    book::{TCP_BOOKS, UDP_BOOKS, towards},
     case::{case, from, run},
     flows::{Conversation, Mode},
     network::{INSIDE, OUTSIDE},
@@ -392,75 +392,6 @@ fn closed_flows_rest_while_there_is_room() {
             )
             .step(other.request(&other.first()).creates())
             .flows(2, 2)
-    });
-    run(cases.collect());
-}
-
-/// Runs the expiry program on every established half as it is now; the number of halves changed.
-fn expire(lab: &Lab, operation: u8) -> u32 {
-    let mut records4 = Vec::new();
-    for (flow, entry) in lab.flows4(names::FLOWS_V4) {
-        let Idle4 { flow, head } = Idle4 {
-            flow,
-            head: entry.head,
-        };
-        let ports = [
-            flow.source_port.0.to_ne_bytes(),
-            flow.destination_port.0.to_ne_bytes(),
-        ];
-        let words = [
-            flow.source.0.to_ne_bytes(),
-            flow.destination.0.to_ne_bytes(),
-        ];
-        let mut bytes = words.concat();
-        bytes.extend(ports.concat());
-        bytes.extend(flow.protocol.to_ne_bytes());
-        bytes.extend(head.to_ne_bytes());
-        records4.push(bytes);
-    }
-    let mut records6 = Vec::new();
-    for (flow, entry) in lab.flows6(names::FLOWS_V6) {
-        let Idle6 { flow, head } = Idle6 {
-            flow,
-            head: entry.head,
-        };
-        let addresses = flow.source.0.into_iter().chain(flow.destination.0);
-        let mut bytes: Vec<u8> = addresses.flat_map(u32::to_ne_bytes).collect();
-        bytes.extend(flow.source_port.0.to_ne_bytes());
-        bytes.extend(flow.destination_port.0.to_ne_bytes());
-        bytes.extend(flow.protocol.to_ne_bytes());
-        bytes.extend(head.to_ne_bytes());
-        records6.push(bytes);
-    }
-    [(4, records4), (6, records6)]
-        .iter()
-        .filter(|(_, records)| !records.is_empty())
-        .map(|(family, records)| {
-            let records: Vec<&[u8]> = records.iter().map(Vec::as_slice).collect();
-            lab.expire(operation, *family, &records)
-        })
-        .sum()
-}
-
-#[test]
-fn a_condemned_flow_revives_or_is_deleted() {
-    let cases = BOOKS.into_iter().map(|book| {
-        let talk = Conversation::new(book, Mode::FullNat);
-        case(format!("{}: expiry", talk.name()), talk.tables())
-            .steps(talk.handshake())
-            .then(|lab| assert_eq!(expire(lab, 2), 0, "what is not condemned cannot be deleted"))
-            .then(|lab| assert_eq!(expire(lab, 1), 2, "both halves are condemned"))
-            .then(|lab| expect_states(lab, vec![state::ESTABLISHED | state::CONDEMNED; 2]))
-            .step(talk.request(&talk.question()))
-            .step(talk.reply(&talk.answer()))
-            .then(|lab| expect_states(lab, vec![state::ESTABLISHED; 2]))
-            .then(|lab| assert_eq!(expire(lab, 1), 2, "both halves are condemned again"))
-            .then(|lab| assert_eq!(expire(lab, 2), 2, "and deleted"))
-            .flows(0, 0)
-            .then(|lab| {
-                let uses: Vec<(u32, u64)> = lab.map(names::FLOW_USE).read_all().expect("FLOW_USE");
-                assert!(uses.iter().all(|(_, entries)| *entries == 0), "{uses:?}");
-            })
     });
     run(cases.collect());
 }
