@@ -70,8 +70,11 @@ pub enum MigrateError {
         #[source]
         source: FormatError,
     },
-    /// A table the flows need is not there.
-    #[error("layout {layout} has no table {table}")]
+    /// A table that handing over needs is not there: the layout is of a version before gates, or damaged.
+    #[error(
+        "layout {layout} serves and has no table {table}: flows cannot be carried over from it; remove it \
+         with `lbctl detach`"
+    )]
     NoTable {
         /// The other layout's hash.
         layout: String,
@@ -132,6 +135,12 @@ impl Migration {
     ///
     /// If the other layout cannot be read, or does not fit. Nothing is changed but the new tables.
     pub fn begin(old: PinDirectory, new: PinDirectory) -> Result<Self, MigrateError> {
+        if !old.map(names::CONTROL).exists() {
+            return Err(MigrateError::NoTable {
+                layout: old.hash().to_owned(),
+                table: names::CONTROL,
+            });
+        }
         let old_gate = GateWord::open(&old)?;
         let new_gate = GateWord::open(&new)?;
         let clock = old.program(names::LB_CLOCK);

@@ -68,7 +68,7 @@ pub struct Candidate {
     pub directory: PinDirectory,
     /// Its maps are made and filled in.
     pub complete: bool,
-    /// Number of pinned links.
+    /// Number of pinned links that hold programs on devices.
     pub links: usize,
     /// How far its programs serve.
     pub gate: Gate,
@@ -78,9 +78,11 @@ impl Candidate {
     /// Looks at a layout. One without a gate is older than gates and serves.
     pub fn look(directory: PinDirectory) -> Self {
         let gate = GateWord::map(&directory, Mapping::read_only).map(|word| word.load());
+        // Those of tracepoints have no device in their names.
+        let links = directory.links();
         Self {
             complete: directory.is_complete(),
-            links: directory.links().len(),
+            links: links.iter().filter(|name| name.contains('-')).count(),
             gate: gate.unwrap_or_default(),
             directory,
         }
