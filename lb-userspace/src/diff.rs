@@ -13,9 +13,10 @@
 //! A VIP's frontends come before its address and go after it: the address is what makes the data
 //! path answer for every other port too, and it must never do so while frontends are missing.
 //!
-//! A service port that loses members is published twice: first with its new selections and its old
-//! set epoch, and once more with the new epoch when the members are gone. Whoever reads an epoch
-//! therefore finds the members of that epoch, or newer ones.
+//! A service port that loses members, or whose members are less than they were, is published twice:
+//! first with its new selections and its old set epoch, and once more with the new epoch when the
+//! members are gone. Whoever reads an epoch therefore finds the members of that epoch, or newer ones;
+//! and session affinity finds a client's backend a member for as long as others could draw it.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -33,14 +34,22 @@ use crate::{
 /// while a service port names it.
 pub fn diff(actual: &TableSet, desired: &TableSet) -> Vec<TableOp> {
     let mut ops = Vec::new();
-    let losing: BTreeSet<u32> = gone(&actual.members, &desired.members)
-        .map(|(&(service, _), _)| service)
-        .collect();
+    let flags = |key: &(u32, u32)| desired.members.get(key).copied().unwrap_or_default();
+    let less = actual
+        .members
+        .iter()
+        .filter(|(key, old)| **old & !flags(key) != 0);
+    let losing: BTreeSet<u32> = less.clone().map(|(&(service, _), _)| service).collect();
 
     ops.extend(
         new(&actual.backends, &desired.backends).map(|(&id, r)| TableOp::SetBackend(id, *r)),
     );
-    ops.extend(new(&actual.members, &desired.members).map(|(&k, &v)| TableOp::SetMember(k, v)));
+    ops.extend(
+        new(&actual.members, &desired.members).filter_map(|(&key, &flags)| {
+            let old = actual.members.get(&key).copied().unwrap_or_default();
+            (old | flags != old).then_some(TableOp::SetMember(key, old | flags))
+        }),
+    );
     ops.extend(
         new(&actual.extents, &desired.extents)
             .map(|(&element, table)| TableOp::WriteExtent(element, Arc::clone(table))),
@@ -94,7 +103,10 @@ pub fn diff(actual: &TableSet, desired: &TableSet) -> Vec<TableOp> {
     let ranges = actual.source_ranges.difference(&desired.source_ranges);
     ops.extend(ranges.map(|&(set, network)| TableOp::RemoveSourceRange(set, network)));
     ops.extend(gone(&actual.extents, &desired.extents).map(|(&e, _)| TableOp::FreeExtent(e)));
-    ops.extend(gone(&actual.members, &desired.members).map(|(&k, _)| TableOp::RemoveMember(k)));
+    ops.extend(less.map(|(&key, _)| {
+        let kept = desired.members.get(&key);
+        kept.map_or(TableOp::RemoveMember(key), |&v| TableOp::SetMember(key, v))
+    }));
     ops.append(&mut late);
     let endpoints = actual
         .gateway_endpoints

@@ -5,13 +5,7 @@
 //! inside an operation is what keeps the promise of [`TableOp`]: what an element names is written
 //! before it, and the word that makes it live is written last.
 
-use std::{
-    collections::BTreeMap,
-    io,
-    net::IpAddr,
-    path::Path,
-    sync::atomic::{Ordering, fence},
-};
+use std::{collections::BTreeMap, io, net::IpAddr, path::Path};
 
 use lb_common::{
     flow::{filter_position4, filter_position6},
@@ -20,12 +14,12 @@ use lb_common::{
     wire::Wire,
 };
 
+pub(crate) use self::extents::wait_for_readers;
 use self::{
     encode::Key,
     extents::{Freed, elements},
     maps::Maps,
 };
-pub(crate) use self::extents::wait_for_readers;
 use super::{Dataplane, DataplaneError, TableOp};
 use crate::{
     kernel::Map,
@@ -38,6 +32,7 @@ mod dump;
 mod encode;
 mod extents;
 mod maps;
+mod publish;
 mod traffic;
 
 /// The kernel's tables, by their pins. It needs no agent and no program, only the maps.
@@ -200,36 +195,6 @@ impl BpfDataplane {
             &what,
         )?;
         self.publish(id, record)
-    }
-
-    /// The stores that make a service port what it shall be; its name is written.
-    fn publish(&self, id: u32, record: &ServiceRecord) -> Result<(), DataplaneError> {
-        let what = || format!("set service port {id} {}", record.name);
-        let services = &self.maps.services;
-        let base = services.offset(id);
-        if base + size_of::<Service>() > services.len() {
-            return Err(full(what(), names::SERVICES, self.maps.services_capacity));
-        }
-        let failed = |error| kernel_error(what(), error);
-        let word32 = |at: usize, value| services.store_u32(base + at, value).map_err(failed);
-        let word64 = |at: usize, value| services.store_u64(base + at, value).map_err(failed);
-        word32(
-            std::mem::offset_of!(Service, affinity_seconds),
-            record.affinity_seconds,
-        )?;
-        word32(
-            std::mem::offset_of!(Service, source_ranges),
-            record.source_ranges,
-        )?;
-        fence(Ordering::SeqCst);
-        word64(
-            std::mem::offset_of!(Service, cluster),
-            record.cluster.to_word(),
-        )?;
-        word64(std::mem::offset_of!(Service, local), record.local.to_word())?;
-        word32(std::mem::offset_of!(Service, flags), record.flags)?;
-        // Last: UDP flows ask `MEMBERS` again when it moved.
-        word32(std::mem::offset_of!(Service, epoch), record.epoch)
     }
 
     fn remove_service(&self, id: u32) -> Result<(), DataplaneError> {
