@@ -76,6 +76,7 @@ pub async fn run(config: Config) -> Result<(), AgentError> {
     let _lock = preflight::lock(&config.lock_file)?;
     preflight::require_privileges()?;
     pins::require_bpffs(&config.pin_root)?;
+    let _pins = preflight::lock_pins(&config.pin_root)?;
     preflight::require_tcx()?;
     require_interfaces(&config)?;
     let mut terminated =
@@ -188,11 +189,11 @@ impl Agent {
             (events.clone(), contact),
         )?;
         let metrics = observer.metrics.clone();
-        let mut worker =
-            Worker::new(BpfDataplane::open_pinned(&pins)?, &in_use, clock(), metrics)?;
+        let mut worker = Worker::new(BpfDataplane::open_pinned(&pins)?, &in_use, clock(), metrics)?;
         if translators.choices().unknown_flows == UnknownFlows::Stack {
-            let stack = StackFlows::open(&pins)
-                .map_err(AgentError::kernel("open the flow tables for the stack's own"))?;
+            let stack = StackFlows::open(&pins).map_err(AgentError::kernel(
+                "open the flow tables for the stack's own",
+            ))?;
             worker.respect(stack);
         }
         let shortest = config

@@ -29,6 +29,12 @@ pub enum PreflightError {
         /// What the other one wrote into it.
         holder: Option<String>,
     },
+    /// Another agent runs on these pins, whatever its lock file.
+    #[error("pinRoot {root}: another lb-agent is running on these pins")]
+    PinsInUse {
+        /// The pin root.
+        root: PathBuf,
+    },
     /// The kernel has no TCX.
     #[error("this kernel has no TCX: Linux 6.6 or newer is needed")]
     NoTcx,
@@ -47,6 +53,25 @@ pub enum PreflightError {
 #[derive(Debug)]
 pub struct Lock {
     _file: Flock<File>,
+}
+
+/// Takes the pins for this agent alone: two that were given different lock files would undo each
+/// other's work. The lock goes with the process; the pin root is made if need be.
+///
+/// # Errors
+///
+/// [`PreflightError::PinsInUse`] if somebody else has them.
+pub fn lock_pins(root: &Path) -> Result<Lock, PreflightError> {
+    let what = |verb| format!("{verb} pinRoot {}", root.display());
+    fs::create_dir_all(root).map_err(failed(what("create")))?;
+    let directory = File::open(root).map_err(failed(what("open")))?;
+    match Flock::lock(directory, FlockArg::LockExclusiveNonblock) {
+        Ok(directory) => Ok(Lock { _file: directory }),
+        Err((_, nix::errno::Errno::EWOULDBLOCK)) => Err(PreflightError::PinsInUse {
+            root: root.to_owned(),
+        }),
+        Err((_, error)) => Err(failed(what("lock"))(error.into())),
+    }
 }
 
 /// Checks that this process may load programs and attach them.

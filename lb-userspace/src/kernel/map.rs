@@ -2,7 +2,7 @@
 
 use std::{
     io,
-    os::fd::{AsFd, BorrowedFd, OwnedFd},
+    os::fd::{AsFd, AsRawFd as _, BorrowedFd, OwnedFd},
     path::Path,
 };
 
@@ -86,9 +86,17 @@ impl Map {
     ///
     /// # Errors
     ///
-    /// Whatever the kernel says, `NotFound` for a missing pin.
+    /// Whatever the kernel says, `NotFound` for a missing pin, `InvalidInput` for another object's.
     pub fn open_pinned(path: &Path) -> io::Result<Self> {
-        Self::from_fd(open_pinned(path)?)
+        let fd = open_pinned(path)?;
+        // The kernel describes whatever it is; a program's description would be read as a map's.
+        let link = format!("/proc/self/fd/{}", fd.as_raw_fd());
+        match std::fs::read_link(link) {
+            Ok(kind) if !kind.ends_with("anon_inode:bpf-map") => {
+                Err(invalid(format!("not a map but {}", kind.display())))
+            }
+            _ => Self::from_fd(fd),
+        }
     }
 
     /// Takes over a descriptor of a map.
