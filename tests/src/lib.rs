@@ -14,6 +14,7 @@ pub mod book;
 pub mod case;
 pub mod conformance;
 pub mod control;
+pub mod crossing;
 pub mod disruption;
 pub mod flows;
 pub mod kubernetes;

@@ -226,6 +226,14 @@ impl Port {
 }
 
 impl Port {
+    /// Whether an address is in its networks.
+    pub(crate) fn holds(self, address: std::net::IpAddr) -> bool {
+        let text = address.to_string();
+        let prefix = if address.is_ipv6() { self.v6 } else { self.v4 };
+        text.strip_prefix(prefix)
+            .is_some_and(|rest| rest.starts_with(['.', ':']))
+    }
+
     /// The leading parts of its networks.
     pub(crate) const fn networks(self) -> (&'static str, &'static str) {
         (self.v4, self.v6)

@@ -26,13 +26,14 @@ use lb_userspace::{
     tables::TableSet,
 };
 
-pub use read::Counts;
+pub use self::{memory::Memory, read::Counts};
 
 use crate::{
     network::{PORTS, Port},
     require,
 };
 
+mod memory;
 mod read;
 mod reset;
 #[cfg(debug_assertions)]

@@ -39,7 +39,15 @@ impl Lab {
 
     /// Everything counted so far, summed over the CPUs; what is zero is left out.
     pub fn counts(&self) -> Counts {
-        let mut counts = Counts::default();
+        Counts {
+            counters: self.counters(),
+            services: self.traffic(names::SERVICE_TRAFFIC),
+            backends: self.traffic(names::BACKEND_TRAFFIC),
+        }
+    }
+
+    /// As [`Self::counts`], but only what is counted by name.
+    pub fn counters(&self) -> BTreeMap<&'static str, Tally> {
         let counters = self.map(names::COUNTERS);
         let mut tallies = BTreeMap::new();
         counters
@@ -50,15 +58,11 @@ impl Lab {
                 );
             })
             .expect("COUNTERS");
-        for counter in Counter::all() {
+        let named = Counter::all().filter_map(|counter| {
             let tally = tallies.remove(&counter.index()).unwrap_or_default();
-            if tally.packets != 0 {
-                counts.counters.insert(counter.name(), tally);
-            }
-        }
-        counts.services = self.traffic(names::SERVICE_TRAFFIC);
-        counts.backends = self.traffic(names::BACKEND_TRAFFIC);
-        counts
+            (tally.packets != 0).then_some((counter.name(), tally))
+        });
+        named.collect()
     }
 
     fn traffic(&self, name: &str) -> BTreeMap<u32, Traffic> {
