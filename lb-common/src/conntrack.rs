@@ -14,6 +14,9 @@
 //!                                                                              FIN ─peer's──▶ CLOSED / RESET
 //!                                                                                  FIN         rest, then leave
 //! ```
+//! Whoever takes a half out of `FLOWS_*` makes it DEAD first, by compare-and-exchange: so one does, and
+//! what came in its place meanwhile is not taken for it.
+//!
 //! Each half (forward, reverse) keeps a state of its own; FIN in both makes both CLOSED. A RESET flow
 //! that carries data again was not reset by its peer: it returns to ESTABLISHED.
 
@@ -40,6 +43,8 @@ pub mod state {
     pub const CLOSED: u8 = 5;
     /// A plausible RST was seen.
     pub const RESET: u8 = 6;
+    /// The half leaves the table: whoever set this takes it out, nobody else does, and to packets it is gone.
+    pub const DEAD: u8 = 7;
     /// Bit: the agent found the half idle. The next packet clears it; else a later pass deletes.
     pub const CONDEMNED: u8 = 0x80;
 
@@ -68,6 +73,7 @@ pub mod state {
             FIN => "fin",
             CLOSED => "closed",
             RESET => "reset",
+            DEAD => "dead",
             _ => "unknown",
         }
     }

@@ -13,7 +13,8 @@ use lb_common::{
 };
 
 use crate::{
-    established::snapshot,
+    embryonic::forget,
+    established::{head_of, snapshot},
     family::Family,
     flow_packet::{FlowPacket, Step},
     stats,
@@ -140,24 +141,44 @@ step! {
 
 #[inline(always)]
 fn insert<F: Family>(packet: &FlowPacket<F::Flow>, out: &mut F::Entry) -> Step {
+    let identity = out.head().identity();
+    let reply_key = out.written(packet.protocol()).reversed();
+    let winner;
     if F::insert_embryonic(&packet.flow, out).is_ok() {
+        // As for the reply tuple, insert, then look: the flow may have been made and promoted meanwhile.
+        winner = living::<F>(&packet.flow);
+        if winner.is_some() {
+            forget::<F>(&packet.flow, identity);
+        }
+    } else {
+        // Another CPU made this flow first.
+        winner = F::embryonic(&packet.flow).or_else(|| living::<F>(&packet.flow));
+        if winner.is_none() {
+            forget::<F>(&reply_key, identity);
+            return Step::refuse(Reason::InsertFailed);
+        }
+    }
+    let Some(winner) = winner else {
         stats::event(Event::FlowCreated, packet.length);
         stats::flow(out.service(), out.backend(), |traffic| {
             traffic.new_flows += 1
         });
         return Step::FORWARD;
-    }
-    // Another CPU made this flow first: give our claim back and use the winner's.
-    F::remove_embryonic(&out.written(packet.protocol()).reversed());
-    let Some(winner) = F::embryonic(&packet.flow) else {
-        return Step::refuse(Reason::InsertFailed);
     };
+    // Give our claim back and use the winner's.
+    forget::<F>(&reply_key, identity);
     // SAFETY: looked up just now.
     if unsafe { snapshot::<F>(winner, out) } {
         Step::FORWARD
     } else {
         Step::refuse(Reason::InsertFailed)
     }
+}
+
+/// The established entry under a key, unless it is about to leave.
+#[inline(always)]
+fn living<F: Family>(key: &F::Flow) -> Option<*mut F::Entry> {
+    F::established(key).filter(|entry| head_of(*entry).state() != state::DEAD)
 }
 
 #[inline(always)]
@@ -228,8 +249,7 @@ extern "C" fn try_claim<F: Family>(number: u32, _context: *mut c_void) -> i64 {
         }
         F::remove_embryonic(&attempt.key);
     } else if let Some(holder) = F::embryonic(&attempt.key) {
-        // SAFETY: looked up just now; the head is its first word.
-        let holder = Head(unsafe { holder.cast::<u64>().read_volatile() });
+        let holder = head_of(holder);
         let age = ticks_since(attempt.now, holder.stamp()) + 1;
         if age > attempt.oldest_age {
             attempt.oldest_age = age;
@@ -251,6 +271,11 @@ fn take_over<F: Family>(attempt: &mut Attempt<F>) -> bool {
         || F::established(&attempt.key).is_some()
         || F::replace_embryonic(&attempt.key, &attempt.reply).is_err()
     {
+        return false;
+    }
+    // Insert, then look: the holder may have been promoted meanwhile, and the tuple is its own.
+    if F::established(&attempt.key).is_some() {
+        forget::<F>(&attempt.key, attempt.reply.head().identity());
         return false;
     }
     stats::event(Event::SnatTakenOver, 0);

@@ -11,7 +11,10 @@ use lb_common::{
 };
 
 use crate::{
-    established::{change_use, exchange_head, exchange_note, holds, needs_route, snapshot},
+    established::{
+        change_use, exchange_head, exchange_note, head_of, holds, needs_route, remove_half,
+        snapshot,
+    },
     family::{Family, entries_in_use},
     flow_packet::{FlowPacket, Step},
     gate,
@@ -47,10 +50,21 @@ fn find_flow<F: Family>(packet: &FlowPacket<F::Flow>, out: &mut F::Entry) -> Ste
         return Step::MISS;
     };
     // SAFETY: looked up just now.
-    if unsafe { snapshot::<F>(entry, out) } {
+    if unsafe { snapshot::<F>(entry, out) } && out.head().state() != state::DEAD {
         Step::FORWARD
     } else {
         Step::MISS
+    }
+}
+
+/// Takes a half out of the table if it is this flow's.
+///
+/// Nothing compares and deletes at once: what another CPU puts there in between goes with it. A flow that
+/// loses a half so is dead, and its client's next SYN makes another.
+#[inline(always)]
+pub(crate) fn forget<F: Family>(key: &F::Flow, identity: u32) {
+    if F::embryonic(key).is_some_and(|entry| head_of(entry).identity() == identity) {
+        F::remove_embryonic(key);
     }
 }
 
@@ -91,8 +105,8 @@ fn reply<F: Family>(
     let step = needs_route::<F>(out, stale);
     if resets {
         // The backend refused: the tuple is free again. Only the backend's side can say so.
-        F::remove_embryonic(&out.written(packet.protocol()).reversed());
-        F::remove_embryonic(&packet.flow);
+        forget::<F>(&out.written(packet.protocol()).reversed(), head.identity());
+        forget::<F>(&packet.flow, head.identity());
     }
     step
 }
@@ -120,7 +134,7 @@ fn request<F: Family>(
     let Some((peer_head, peer_note)) = peer.filter(|(h, _)| h.identity() == head.identity()) else {
         // The other half is gone, evicted or taken over: promoted meanwhile, or dead.
         if F::established(&packet.flow).is_none() && !gate::is_frozen(packet.now) {
-            F::remove_embryonic(&packet.flow);
+            forget::<F>(&packet.flow, head.identity());
         }
         return Step::MISS;
     };
@@ -130,16 +144,16 @@ fn request<F: Family>(
         if gate::is_frozen(packet.now) {
             return Step::refuse(Reason::Frozen);
         }
-        F::remove_embryonic(&packet.flow);
-        F::remove_embryonic(&reply_key);
+        forget::<F>(&packet.flow, head.identity());
+        forget::<F>(&reply_key, head.identity());
         return Step::MISS;
     }
     if !packet.is_tcp() && !serves_still::<F>(out) && !may_stay::<F>(packet, out) {
         if gate::is_frozen(packet.now) {
             return Step::refuse(Reason::Frozen);
         }
-        F::remove_embryonic(&packet.flow);
-        F::remove_embryonic(&reply_key);
+        forget::<F>(&packet.flow, head.identity());
+        forget::<F>(&reply_key, head.identity());
         stats::event(Event::FlowReselected, packet.length);
         return Step::MISS;
     }
@@ -222,35 +236,25 @@ fn promote<F: Family>(packet: &FlowPacket<F::Flow>, out: &mut F::Entry, reply_ke
         out.set_note(Note::new(identity, packet.acknowledgement));
     }
     out.set_head(established);
-    // What this CPU inserted, and whether the flow is whole: another CPU may promote it as well.
-    let mut ours = [false; 2];
-    let mut whole = true;
-    for (mine, (key, entry)) in ours
-        .iter_mut()
-        .zip([(&packet.flow, &*out), (reply_key, &*reply)])
-    {
-        *mine = F::insert_established(key, entry).is_ok();
-        whole &= *mine || holds::<F>(key, identity);
+    // The reverse half first: whoever wins promotes the flow, another CPU's packet goes on with its copy.
+    if F::insert_established(reply_key, reply).is_err() {
+        if !holds::<F>(reply_key, identity) {
+            stats::event(Event::PromotionFailed, packet.length);
+        }
+        return;
     }
-    let inserted = ours[0] as u64 + ours[1] as u64;
-    if whole {
-        change_use::<F>(tcp, inserted);
-        F::remove_embryonic(&packet.flow);
-        F::remove_embryonic(reply_key);
-        if inserted > 0 {
-            stats::event(Event::FlowPromoted, packet.length);
-            stats::flow(out.service(), out.backend(), |traffic| {
-                traffic.established += 1
-            });
-        }
-    } else {
-        // One half alone is worse than none: take back what went in.
-        if ours[0] {
-            F::remove_established(&packet.flow);
-        }
-        if ours[1] {
-            F::remove_established(reply_key);
-        }
+    if F::insert_established(&packet.flow, out).is_err() {
+        // One half alone is worse than none.
+        remove_half::<F>(reply_key, identity);
         stats::event(Event::PromotionFailed, packet.length);
+        return;
     }
+    change_use::<F>(tcp, 2);
+    // Whoever may have claimed the tuple since has lost it.
+    F::remove_embryonic(&packet.flow);
+    F::remove_embryonic(reply_key);
+    stats::event(Event::FlowPromoted, packet.length);
+    stats::flow(out.service(), out.backend(), |traffic| {
+        traffic.established += 1
+    });
 }

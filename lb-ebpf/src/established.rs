@@ -1,7 +1,5 @@
 //! Flows in `FLOWS_*`: the hot lookup, and what a packet does to its flow when it is not just data.
 
-use core::mem::MaybeUninit;
-
 use lb_common::{
     conntrack::{
         self, Entry, Head, Note, Segment, flag,
@@ -21,7 +19,7 @@ use crate::{
     serving::{may_stay, serves_still},
     stats,
     subprogram::step,
-    tables::{FLOW_USE, SERVICES, config},
+    tables::{self, FLOW_USE, SERVICES, config},
     words,
 };
 
@@ -121,10 +119,19 @@ fn touch_flow<F: Family>(packet: &FlowPacket<F::Flow>, out: &mut F::Entry) -> St
         return Step::MISS;
     }
     let head = out.head();
+    if head.state() == state::DEAD {
+        // Whoever takes this half out may not have the other.
+        remove::<F>(packet, out);
+        return Step::MISS;
+    }
     let reverse = out.flags() & flag::REVERSE != 0;
     let stale = head.stamp() != packet.now;
     let passes = out.flags() & flag::PASS != 0;
-    if (stale || head.state() & CONDEMNED != 0) && !peer_lives::<F>(packet, out) && !passes {
+    if (stale || head.state() & CONDEMNED != 0)
+        && !peer_lives::<F>(packet, out)
+        && !passes
+        && !arrives::<F>(packet, out)
+    {
         if gate::is_frozen(packet.now) {
             return Step::refuse(Reason::Frozen);
         }
@@ -177,8 +184,11 @@ fn touch_flow<F: Family>(packet: &FlowPacket<F::Flow>, out: &mut F::Entry) -> St
         }
     }
     let touched = head.touched(state | (head.state() & QUEUED), packet.now);
-    // SAFETY: as above. Whoever wins wrote the same tick.
-    unsafe { exchange_head(entry, head, touched) };
+    // SAFETY: as above. Whoever wins wrote the same tick, or takes the half out.
+    if !unsafe { exchange_head(entry, head, touched) } && is_gone(entry, head.identity()) {
+        remove::<F>(packet, out);
+        return Step::MISS;
+    }
     if packet.is_tcp() && stale && packet.tcp_flags & tcp_flag::ACK as u32 != 0 {
         let note = Note::new(head.identity(), packet.acknowledgement);
         // SAFETY: as above.
@@ -197,17 +207,42 @@ fn peer_lives<F: Family>(packet: &FlowPacket<F::Flow>, out: &F::Entry) -> bool {
     let Some(peer) = F::established(&out.written(packet.protocol()).reversed()) else {
         return false;
     };
-    // SAFETY: looked up just now; the head is its first word.
-    let head = Head(unsafe { peer.cast::<u64>().read_volatile() });
-    if head.identity() != out.head().identity() {
-        return false;
-    }
-    if head.state() & CONDEMNED != 0 {
+    for _ in 0..3 {
+        let head = head_of(peer);
+        if head.identity() != out.head().identity() || head.state() == state::DEAD {
+            return false;
+        }
         let revived = head.touched(head.state() & !CONDEMNED, packet.now);
-        // SAFETY: as above.
-        unsafe { exchange_head(peer, head, revived) };
+        // SAFETY: looked up just now.
+        if head.state() & CONDEMNED == 0 || unsafe { exchange_head(peer, head, revived) } {
+            return true;
+        }
     }
-    true
+    false
+}
+
+/// Whether a half without its other half is on its way in: both are inserted before they leave
+/// `EMBRYONIC_*`, so that whoever finds neither there nor in the table looks once more.
+#[inline(always)]
+fn arrives<F: Family>(packet: &FlowPacket<F::Flow>, out: &F::Entry) -> bool {
+    let identity = out.head().identity();
+    let peer = out.written(packet.protocol()).reversed();
+    F::embryonic(&packet.flow).is_some_and(|entry| head_of(entry).identity() == identity)
+        || holds::<F>(&peer, identity)
+}
+
+/// The head of an entry that was looked up just now.
+#[inline(always)]
+pub(crate) fn head_of<E>(entry: *const E) -> Head {
+    // SAFETY: by the callers' word a value the running program looked up; the head is its first word.
+    Head(unsafe { entry.cast::<u64>().read_volatile() })
+}
+
+/// Whether an entry that was looked up just now is another flow's by now, or nobody's.
+#[inline(always)]
+fn is_gone<E>(entry: *const E, identity: u32) -> bool {
+    let head = head_of(entry);
+    head.identity() != identity || head.state() == state::DEAD
 }
 
 /// Whether the flow's route must be looked up before the packet can go: once a tick, and whenever the
@@ -253,17 +288,15 @@ fn change_states<F: Family>(packet: &FlowPacket<F::Flow>, found: &mut F::Entry) 
     else {
         return Step::FORWARD;
     };
-    for _ in 0..3 {
-        // SAFETY: looked up just now; only head and note are read.
-        let (own, head, note) = unsafe {
-            let words = peer.cast::<u64>();
-            (
-                Head(entry.cast::<u64>().read_volatile()),
-                Head(words.read_volatile()),
-                Note(words.add(F::Entry::NOTE_WORD).read_volatile()),
-            )
-        };
-        if own.identity() != identity || head.identity() != identity {
+    for _ in 0..4 {
+        let (own, head) = (head_of(entry), head_of(peer));
+        // SAFETY: looked up just now.
+        let note = Note(unsafe { peer.cast::<u64>().add(F::Entry::NOTE_WORD).read_volatile() });
+        if own.identity() != identity
+            || head.identity() != identity
+            || own.state() == state::DEAD
+            || head.state() == state::DEAD
+        {
             return Step::FORWARD;
         }
         let silent = conntrack::ticks_since(packet.now, head.stamp());
@@ -279,40 +312,45 @@ fn change_states<F: Family>(packet: &FlowPacket<F::Flow>, found: &mut F::Entry) 
         if changes && gate::is_frozen(packet.now) {
             return Step::refuse(Reason::Frozen);
         }
-        let closes = state::is_closed(own_after) && !state::is_closed(own.state());
-        // The forward half remembers that it is queued.
-        let queued = (own.state() | head.state()) & QUEUED != 0;
-        let bit = if queued || closes { QUEUED } else { 0 };
-        let (own_bit, peer_bit) = if reverse { (0, bit) } else { (bit, 0) };
-        let own_new = own.touched(own_after | own_bit, packet.now);
-        let peer_new = head.touched(peer_after | peer_bit, head.stamp());
-        // SAFETY: looked up just now; each fails if the half changed or serves another flow by now.
-        let done = unsafe {
-            (own_new == own || exchange_head(entry, own, own_new))
-                && (peer_new == head || exchange_head(peer, head, peer_new))
+        // The forward half remembers that the flow is queued. Each side closes on its own CPU: whoever
+        // changes that half counts the close, and whoever marks it queues it.
+        let forward = if reverse { head } else { own };
+        let closes = state::is_closed(own_after) && !state::is_closed(forward.state());
+        let queued = forward.state() & QUEUED;
+        let mark = if state::is_closed(own_after) {
+            QUEUED
+        } else {
+            queued
         };
-        if !done {
+        let (own_mark, peer_mark) = if reverse { (0, mark) } else { (mark, 0) };
+        let own_new = own.touched(own_after | own_mark, packet.now);
+        let peer_new = head.touched(peer_after | peer_mark, head.stamp());
+        // SAFETY: looked up just now; fails if the half changed or serves another flow by now.
+        if own_new != own && !unsafe { exchange_head(entry, own, own_new) } {
             continue;
         }
-        if closes {
-            stats::event(Event::FlowClosed, packet.length);
-            if !queued {
-                let flow = if reverse { peer_key } else { packet.flow };
+        // SAFETY: as above.
+        let whole = peer_new == head || unsafe { exchange_head(peer, head, peer_new) };
+        if whole || !reverse {
+            if closes {
+                stats::event(Event::FlowClosed, packet.length);
+            }
+            if mark != queued {
                 let closing = Closing {
-                    flow,
+                    flow: if reverse { peer_key } else { packet.flow },
                     identity,
                     since: packet.now,
                 };
                 // A full queue leaves the flow to the agent's pass.
                 let _agent_finds_it = F::push_closing(&closing);
             }
-            return Step::FORWARD;
         }
-        // SAFETY: looked up above.
-        let again = Head(unsafe { peer.cast::<u64>().read_volatile() });
-        let crossed = own_after == state::FIN
-            && matches!(state::base(again.state()), state::FIN | state::CLOSED);
-        if !crossed {
+        let (own, head) = (
+            state::base(head_of(entry).state()),
+            state::base(head_of(peer).state()),
+        );
+        let crossed = own == state::FIN && matches!(head, state::FIN | state::CLOSED);
+        if whole && !crossed && state::is_closed(own) == state::is_closed(head) {
             return Step::FORWARD;
         }
     }
@@ -336,21 +374,35 @@ pub(crate) fn remove_halves<F: Family>(
 ) -> u64 {
     let mut removed = 0_u64;
     for key in [one, other] {
-        if holds::<F>(key, identity) && F::remove_established(key) {
-            removed += 1;
-        }
+        removed += remove_half::<F>(key, identity) as u64;
     }
     change_use::<F>(tcp, removed.wrapping_neg());
     removed
 }
 
+/// Takes a half out of the table if it is this flow's and nobody else does. `FLOW_USE` is the caller's.
+#[inline(always)]
+pub(crate) fn remove_half<F: Family>(key: &F::Flow, identity: u32) -> bool {
+    let Some(entry) = F::established(key) else {
+        return false;
+    };
+    for _ in 0..4 {
+        let head = head_of(entry);
+        if head.identity() != identity || head.state() == state::DEAD {
+            return false;
+        }
+        // SAFETY: looked up just now.
+        if unsafe { exchange_head(entry, head, head.touched(state::DEAD, head.stamp())) } {
+            return F::remove_established(key);
+        }
+    }
+    false
+}
+
 /// Whether the established table holds this flow under this key.
 #[inline(always)]
 pub(crate) fn holds<F: Family>(key: &F::Flow, identity: u32) -> bool {
-    F::established(key).is_some_and(|entry| {
-        // SAFETY: looked up just now; the head is its first word.
-        Head(unsafe { entry.cast::<u64>().read_volatile() }).identity() == identity
-    })
+    F::established(key).is_some_and(|entry| !is_gone(entry, identity))
 }
 
 /// Adds to the number of established entries.
@@ -376,33 +428,35 @@ pub(crate) fn retire<F: Family>(now: u32) -> u32 {
         config!(flows6_limit)
     };
     let mut retired = 0;
-    for _ in 0..2 {
+    // Some records' flows may be gone already.
+    for _ in 0..8 {
         let Some(oldest) = F::peek_closing() else {
             break;
         };
         let pressed = crate::family::entries_in_use(F::USE) >= limit as u64;
-        if !pressed && conntrack::ticks_since(now, oldest.since) < config!(closed_ticks) {
+        let rests = |since| !pressed && conntrack::ticks_since(now, since) < config!(closed_ticks);
+        if retired == 2 || rests(oldest.since) {
             break;
         }
         let Some(closing) = F::pop_closing() else {
             break;
         };
+        // Another CPU may have taken the one that was due: this one waits on, at the queue's end.
+        if rests(closing.since) && F::push_closing(&closing).is_ok() {
+            break;
+        }
         let Some(entry) = F::established(&closing.flow) else {
             continue;
         };
-        let mut copy = MaybeUninit::uninit();
-        // SAFETY: an entry of zeroes is valid.
-        let copy = unsafe { words::zeroed::<F::Entry>(&mut copy) };
+        // SAFETY: plain numbers; nothing else borrows the element.
+        let Some(copy) = (unsafe { tables::scratch::<F::Entry>(tables::STEP) }) else {
+            break;
+        };
         // SAFETY: looked up just now.
         if !unsafe { snapshot::<F>(entry, copy) } || copy.head().identity() != closing.identity {
             continue;
         }
-        if !state::is_closed(copy.head().state()) {
-            // Open again: its next close queues it again.
-            let head = copy.head();
-            let open = head.touched(head.state() & !QUEUED, head.stamp());
-            // SAFETY: looked up just now; fails if the half changed meanwhile.
-            unsafe { exchange_head(entry, head, open) };
+        if reopened(entry, closing.identity) {
             continue;
         }
         let protocol = closing.flow.protocol();
@@ -413,4 +467,27 @@ pub(crate) fn retire<F: Family>(now: u32) -> u32 {
         retired += 1;
     }
     retired
+}
+
+/// Whether a queued flow is open again, as a half looked up just now says: its next close queues it again,
+/// for its mark is gone.
+#[inline(always)]
+fn reopened<E>(entry: *mut E, identity: u32) -> bool {
+    for _ in 0..3 {
+        let head = head_of(entry);
+        if head.identity() != identity || state::is_closed(head.state()) {
+            return false;
+        }
+        // SAFETY: by the caller's word.
+        if unsafe {
+            exchange_head(
+                entry,
+                head,
+                head.touched(head.state() & !QUEUED, head.stamp()),
+            )
+        } {
+            return true;
+        }
+    }
+    false
 }

@@ -15,7 +15,7 @@ use lb_common::{
 };
 
 use crate::{
-    established::{change_use, exchange_head, remove_halves, snapshot},
+    established::{change_use, exchange_head, head_of, remove_halves, snapshot},
     family::{Family, V4, V6},
     packet::View,
     skb::Skb,
@@ -114,9 +114,11 @@ fn apply<F: Family>(operation: u8, flow: &F::Flow, seen: Head) -> i32 {
     if operation != DELETE || state & state::CONDEMNED == 0 {
         return 0;
     }
-    // SAFETY: looked up just now; the head is its first word.
-    let now = Head(unsafe { entry.cast::<u64>().read_volatile() });
-    if now != seen || !peer_is_gone::<F>(entry, flow, seen) || !F::remove_established(flow) {
+    let dead = seen.touched(state::DEAD, seen.stamp());
+    // A packet which comes by until the exchange saves the half, one that comes later finds it dead.
+    // SAFETY: looked up just now.
+    let ours = peer_is_gone::<F>(entry, flow, seen) && unsafe { exchange_head(entry, seen, dead) };
+    if !ours || !F::remove_established(flow) {
         return 0;
     }
     change_use::<F>(flow.protocol() == protocol::TCP, 1_u64.wrapping_neg());
@@ -165,14 +167,15 @@ fn is_held<F: Family>(entry: Option<*mut F::Entry>, identity: u32) -> bool {
     })
 }
 
-/// Whether the other half is condemned too, or not there: half a flow forwards what is never answered.
+/// Whether the other half is condemned too, or not there, or on its way out: half a flow forwards what is never answered.
 #[inline(always)]
 fn peer_is_gone<F: Family>(entry: *const F::Entry, flow: &F::Flow, seen: Head) -> bool {
     // SAFETY: looked up by the caller; the copy's head is compared once more by the caller's word.
     let peer = unsafe { &*entry }.written(flow.protocol()).reversed();
     F::established(&peer).is_none_or(|peer| {
-        // SAFETY: looked up just now; the head is its first word.
-        let head = Head(unsafe { peer.cast::<u64>().read_volatile() });
-        head.identity() != seen.identity() || head.state() & state::CONDEMNED != 0
+        let head = head_of(peer);
+        head.identity() != seen.identity()
+            || head.state() & state::CONDEMNED != 0
+            || head.state() == state::DEAD
     })
 }

@@ -47,7 +47,14 @@ pub(crate) fn new_flow<F: Family, const XDP: bool>(
     packet: &FlowPacket<F::Flow>,
     entry: &mut F::Entry,
 ) -> Step {
-    let chosen = select::choose::<F>(packet, entry);
+    let mut chosen = select::choose::<F>(packet, entry);
+    // Closed flows that rest in a full table give way, agent or not.
+    if chosen == Step::refuse(Reason::FlowTableFull)
+        && !gate::is_frozen(packet.now)
+        && established::retire::<F>(packet.now) != 0
+    {
+        chosen = select::choose::<F>(packet, entry);
+    }
     if chosen != Step::CHOSEN && chosen != Step::CHOSEN_KEEPING_SOURCE {
         return chosen;
     }
