@@ -23,6 +23,7 @@ pub mod network;
 pub mod packet;
 pub mod pcap;
 pub mod programming;
+pub mod race;
 pub mod require;
 pub mod run;
 pub mod tables;

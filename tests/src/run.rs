@@ -4,7 +4,6 @@
 use std::{
     cell::RefCell,
     collections::BTreeMap,
-    os::fd::{AsFd as _, OwnedFd},
     path::PathBuf,
     sync::atomic::{AtomicU32, Ordering},
 };
@@ -21,12 +20,12 @@ use lb_common::{
 use lb_userspace::{
     dataplane::{Dataplane as _, bpf::BpfDataplane},
     diff::diff,
-    kernel::{Map, TestRun, test_run},
+    kernel::Map,
     refusals::{Refusals, Refused},
     tables::TableSet,
 };
 
-pub use self::{memory::Memory, read::Counts};
+pub use self::{memory::Memory, programs::Programs, read::Counts};
 
 use crate::{
     network::{PORTS, Port},
@@ -34,6 +33,7 @@ use crate::{
 };
 
 mod memory;
+mod programs;
 mod read;
 mod reset;
 #[cfg(debug_assertions)]
@@ -95,6 +95,7 @@ const SMALL: u32 = 1_024;
 /// The programs over maps of their own.
 pub struct Lab {
     ebpf: Ebpf,
+    programs: Programs,
     dataplane: RefCell<BpfDataplane>,
     maps: BTreeMap<&'static str, Map>,
     refusals: RefCell<Refusals>,
@@ -165,12 +166,14 @@ impl Lab {
         std::fs::remove_dir_all(&root).expect("the pins go");
         let mut lab = Self {
             ebpf,
+            programs: Programs::default(),
             dataplane: RefCell::new(dataplane),
             maps: opened,
             refusals: RefCell::new(refusals),
             hook: Hook::Xdp,
         };
         lab.load_programs();
+        lab.programs = Programs::of(&lab.ebpf);
         lab.reset(Hook::Xdp);
         lab
     }
@@ -273,89 +276,35 @@ impl Lab {
         map.update(&0_u32, control).expect("CONTROL");
     }
 
-    fn program(&self, name: &str) -> OwnedFd {
-        let program = self
-            .ebpf
-            .program(name)
-            .unwrap_or_else(|| panic!("no program {name}"));
-        program
-            .fd()
-            .expect("loaded")
-            .as_fd()
-            .try_clone_to_owned()
-            .expect("a descriptor")
+    /// The programs, for other threads.
+    pub fn programs(&self) -> &Programs {
+        &self.programs
     }
 
     /// Runs `lb_xdp` on a frame that came in by `port`.
     pub fn xdp(&self, frame: &[u8], port: Port) -> Outcome {
-        let length = u32::try_from(frame.len()).expect("a short frame");
-        // struct xdp_md: data, data_end, data_meta, ingress_ifindex, rx_queue_index, egress_ifindex.
-        let context = words(&[0, length, 0, port.ifindex, 0, 0]);
-        let (verdict, frame) = self.run(names::LB_XDP, frame, &context);
-        let verdict = match verdict {
-            1 => Verdict::Drop,
-            2 => Verdict::Pass,
-            3 | 4 => Verdict::Send,
-            other => Verdict::Other(other),
-        };
-        Outcome { verdict, frame }
+        self.programs.xdp(frame, port)
     }
 
     /// Runs `lb_ingress` on a frame that came in by `port`.
     pub fn ingress(&self, frame: &[u8], port: Port) -> Outcome {
-        self.classifier(names::LB_INGRESS, frame, port, 0)
+        self.programs.classifier(names::LB_INGRESS, frame, port, 0)
     }
 
     /// Runs `lb_ingress` on a GSO packet of segments with `size` bytes of payload.
     pub fn ingress_gso(&self, frame: &[u8], port: Port, size: u32) -> Outcome {
-        self.classifier(names::LB_INGRESS, frame, port, size)
+        self.programs
+            .classifier(names::LB_INGRESS, frame, port, size)
     }
 
     /// Runs `lb_egress` on a frame about to leave by `port`.
     pub fn egress(&self, frame: &[u8], port: Port) -> Outcome {
-        self.classifier(names::LB_EGRESS, frame, port, 0)
-    }
-
-    fn classifier(&self, program: &str, frame: &[u8], port: Port, gso_size: u32) -> Outcome {
-        let length = u32::try_from(frame.len()).expect("a frame's length");
-        // struct __sk_buff, by words.
-        let mut fields = [0_u32; 48];
-        for (at, field) in fields.iter_mut().enumerate() {
-            *field = match at {
-                // ingress_ifindex and ifindex.
-                9 | 10 => port.ifindex,
-                // wire_len, gso_segs, gso_size.
-                40 if gso_size != 0 => length,
-                41 if gso_size != 0 => length.div_ceil(gso_size),
-                44 => gso_size,
-                _ => 0,
-            };
-        }
-        let (verdict, frame) = self.run(program, frame, &words(&fields));
-        let verdict = match verdict {
-            0 | u32::MAX => Verdict::Pass,
-            2 => Verdict::Drop,
-            7 => Verdict::Send,
-            other => Verdict::Other(other),
-        };
-        Outcome { verdict, frame }
-    }
-
-    fn run(&self, program: &str, frame: &[u8], context: &[u8]) -> (u32, Vec<u8>) {
-        let input = TestRun {
-            data: frame,
-            context,
-            headroom: 256,
-            ..TestRun::default()
-        };
-        let output = test_run(self.program(program).as_fd(), &input)
-            .unwrap_or_else(|e| panic!("test run of {program}, {} bytes: {e}", frame.len()));
-        (output.retval, output.data)
+        self.programs.classifier(names::LB_EGRESS, frame, port, 0)
     }
 
     /// The tick the programs see.
     pub fn tick(&self) -> u32 {
-        self.run(names::LB_CLOCK, &[0; 14], &[]).0
+        self.programs.run(names::LB_CLOCK, &[0; 14], &[]).0
     }
 
     /// Runs the expiry program on records of [`lb_common::conntrack::Idle4`] or `Idle6`.
@@ -370,13 +319,6 @@ impl Lab {
             ],
         );
         data.extend(records.concat());
-        self.run(names::LB_EXPIRE, &data, &[]).0
+        self.programs.expire(&data)
     }
-}
-
-fn words(fields: &[u32]) -> Vec<u8> {
-    fields
-        .iter()
-        .flat_map(|field| field.to_ne_bytes())
-        .collect()
 }
