@@ -15,6 +15,7 @@ use lb_tests::{
         newcomers::{Newcomers, Tally},
         others::Others,
         own::{self, Endpoints},
+        preferred,
         scene::{self, NODE, Scene, endpoint},
         seconds,
         server::Servers,
@@ -60,8 +61,7 @@ fn flows_outlive_everything() {
     let scene = Scene::new();
     let servers = Servers::start(&scene.servers());
     let first = scene.backends.first().expect("a backend");
-    let _database = Postgres::start(first);
-    let _websocket = sessions::websocket_server(first);
+    let _programs = preferred(|| (Postgres::start(first), sessions::websocket_server(first)));
     let files = tempfile::tempdir().expect("a temporary directory");
     let api = Api::start(&scene.lb);
     api.put(api::Kind::Node, NODE, api::node(NODE));
@@ -79,7 +79,8 @@ fn flows_outlive_everything() {
 
     let flows = Flows::start(&scene.client, &targets(FLOWS), &controls());
     let clock = flows.start_of_clock();
-    let sessions = Sessions::start(&scene.client, clock);
+    let own = [false, true].map(|v6| endpoint(0, 1, v6));
+    let sessions = Sessions::start(&scene.client, &own, clock);
     let selected = selected(&flows);
     let modes = modes(&node);
     let started = sessions.count();
@@ -96,7 +97,7 @@ fn flows_outlive_everything() {
 
     let newcomers = newcomers.finish();
     let outcome = flows.finish();
-    let (mut lost, longest) = sessions.finish(&outcome.machine);
+    let (mut lost, longest) = sessions.finish();
     lost.extend(outcome.lost());
     lost.extend(servers.complaints());
     for stall in outcome.stalls() {

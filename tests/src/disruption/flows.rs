@@ -16,9 +16,9 @@ use std::{
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 
 use super::{
+    go_first,
     message::{Direction, LENGTH, NOBODY, address, message},
     observe::{Loss, Observed},
-    prefer,
     stall::{self, Interval, LIMIT},
 };
 use crate::netns::{Namespace, now, poll_until};
@@ -305,7 +305,7 @@ impl<'s> Loop<'s> {
 
     /// The flows at the end, and how long they were watched.
     fn run(mut self) -> (Vec<Flow>, Duration) {
-        prefer();
+        go_first();
         let begin = self.start.elapsed();
         for flow in &mut self.flows {
             flow.observed.last = begin;

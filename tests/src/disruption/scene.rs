@@ -1,12 +1,14 @@
 //! The network of the gate: an edge node between clients and remote backends, with pods of its own.
 //!
 //! ```text
-//! client ─┬─ eth0, eth1 ─ outside ─ lb eth0      lb eth1 ─ inside ─┬─ eth0, eth1 ─ b0, b1
-//!         └─ eth2 ─────── outside ─ direct       lb pod0 ─ pod
+//! client ─┬─ eth0, eth1 ─ outside ─ lb eth0         lb eth1 ─ inside ─┬─ eth0, eth1 ─ b0, b1
+//!         └─ eth2 ─────── outside ─ bypass ──────── bypass ─ inside ──┘
+//!                                                   lb pod0 ─ pod
 //! ```
 //! Client and backends have two devices each, so that a route can lead over either. A backend answers at
-//! every address of a network of its own, as a node full of pods would. The client reaches `direct` by a
-//! device that nothing disturbs, and without the load balancer.
+//! every address of a network of its own, as a node full of pods would. From the client's third address the
+//! backends are reached by way of `bypass`, an ordinary router: as many hops, over the same bridges, with the
+//! load balancer left out.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
@@ -35,8 +37,7 @@ pub struct Scene {
     pub backends: Vec<Namespace>,
     /// Pods of the edge node.
     pub pod: Namespace,
-    /// Reached without the load balancer.
-    pub direct: Namespace,
+    _bypass: Namespace,
     _lans: [Lan; 2],
 }
 
@@ -60,10 +61,11 @@ pub fn is_pod(backend: IpAddr) -> bool {
     })
 }
 
-/// Where control flows go.
-pub fn controls() -> [SocketAddr; 2] {
-    ["198.51.100.130", "2001:db8:101::130"]
-        .map(|address| SocketAddr::new(address.parse().expect("an address"), PORT))
+/// Where control flows go: both backends, by way of the bypass.
+pub fn controls() -> Vec<SocketAddr> {
+    let both = |network| [false, true].map(|v6| endpoint(network, 1, v6));
+    let all = (0..REMOTE).flat_map(both);
+    all.map(|address| SocketAddr::new(address, PORT)).collect()
 }
 
 impl Scene {
@@ -81,10 +83,7 @@ impl Scene {
             addr add 2001:db8:a::1/64 dev eth1 nodad
             addr add 2001:db8:a::64/64 dev eth1 nodad");
         let client = client(&outside);
-        let direct = Namespace::new("direct");
-        outside.plug(&direct, "eth0");
-        direct.ip("addr add 198.51.100.130/25 dev eth0
-            addr add 2001:db8:101::130/64 dev eth0 nodad");
+        let bypass = bypass(&outside, &inside);
         let backends: Vec<_> = (0..REMOTE).map(|number| backend(&inside, number)).collect();
         let pod = Namespace::new("pod");
         cable(&pod, "eth0", &lb, "pod0");
@@ -100,7 +99,7 @@ impl Scene {
             lb,
             backends,
             pod,
-            direct,
+            _bypass: bypass,
             _lans: [outside, inside],
         };
         this.route_client(0);
@@ -149,10 +148,9 @@ impl Scene {
             .snat()
     }
 
-    /// Every namespace that serves, [`direct`](Self::direct) too.
+    /// Every namespace that serves.
     pub fn servers(&self) -> Vec<&Namespace> {
-        let others = [&self.pod, &self.direct];
-        self.backends.iter().chain(others).collect()
+        self.backends.iter().chain([&self.pod]).collect()
     }
 }
 
@@ -184,6 +182,8 @@ fn client(outside: &Lan) -> Namespace {
     outside.plug(&client, "eth2");
     client.ip("addr add 198.51.100.131/25 dev eth2
         addr add 2001:db8:101::131/64 dev eth2 nodad
+        route add 10.9.0.0/16 via 198.51.100.130
+        route add 2001:db8:9::/48 via 2001:db8:101::130
         addr add 203.0.113.7/32 dev lo
         addr add 2001:db8:203::7/128 dev lo nodad
         route add default via 198.51.100.1 src 203.0.113.7
@@ -203,9 +203,31 @@ fn backend(inside: &Lan, number: usize) -> Namespace {
         ));
     }
     backend.ip("route add default via 10.0.0.1
-        route add default via 2001:db8:a::1");
+        route add default via 2001:db8:a::1
+        route add 198.51.100.128/25 via 10.0.0.130
+        route add 2001:db8:101::/64 via 2001:db8:a::130");
     answer_at_all(&backend, number);
     backend
+}
+
+/// A router beside the load balancer.
+fn bypass(outside: &Lan, inside: &Lan) -> Namespace {
+    let bypass = Namespace::new("bypass");
+    bypass.forward();
+    outside.plug(&bypass, "eth0");
+    inside.plug(&bypass, "eth1");
+    bypass.ip("addr add 198.51.100.130/25 dev eth0
+        addr add 2001:db8:101::130/64 dev eth0 nodad
+        addr add 10.0.0.130/24 dev eth1
+        addr add 2001:db8:a::130/64 dev eth1 nodad");
+    for number in 0..REMOTE {
+        let host = backend_host(number, 0);
+        bypass.ip(&format!(
+            "route add 10.9.{number}.0/24 via 10.0.0.{host}
+            route add 2001:db8:9:{number:x}::/64 via 2001:db8:a::{host}"
+        ));
+    }
+    bypass
 }
 
 /// Takes every address of a network for its own.

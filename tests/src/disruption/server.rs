@@ -14,8 +14,8 @@ use std::{
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 
 use super::{
+    go_first,
     message::{Bytes, Direction, LENGTH, NOBODY, Name, flow, message, name},
-    prefer,
 };
 use crate::netns::Namespace;
 
@@ -117,7 +117,7 @@ impl<'s> Loop<'s> {
     }
 
     fn run(mut self) {
-        prefer();
+        go_first();
         let mut events = [EpollEvent::empty(); 32];
         while !self.shared.stop.load(Ordering::Relaxed) {
             let ready = match self.epoll.wait(&mut events, EpollTimeout::from(LOOK)) {

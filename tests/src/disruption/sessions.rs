@@ -15,7 +15,10 @@ use std::{
 
 use nix::sys::signal::{Signal, kill};
 
-use super::stall::{self, Interval, LIMIT};
+use super::{
+    preferred,
+    stall::{self, Interval, LIMIT},
+};
 use crate::netns::{
     Namespace, Process,
     manifest::{ServiceManifest, service},
@@ -92,6 +95,8 @@ enum Program {
     WebSocket,
 }
 
+const PROGRAMS: [Program; 2] = [Program::Psql, Program::WebSocket];
+
 /// Running sessions.
 #[derive(Debug)]
 pub struct Sessions {
@@ -101,7 +106,9 @@ pub struct Sessions {
 #[derive(Debug)]
 struct Session {
     program: Program,
-    vip: &'static str,
+    server: IpAddr,
+    /// It does not meet the load balancer.
+    control: bool,
     shared: Arc<Shared>,
     thread: Option<JoinHandle<()>>,
 }
@@ -123,17 +130,27 @@ struct Seen {
 }
 
 impl Sessions {
-    /// Begins one of each program on every VIP. Times are counted from `start`.
-    pub fn start(client: &Namespace, start: Instant) -> Self {
-        let vips = || SERVICES.into_iter().flat_map(|(_, vips, _)| vips);
-        let psql = vips().map(|vip| Session::start(client, Program::Psql, vip, start));
-        let all: Vec<_> = psql
-            .chain(vips().map(|vip| Session::start(client, Program::WebSocket, vip, start)))
+    /// Begins one of each program on every VIP, and to each of `controls`, the backend itself. Times are counted
+    /// from `start`.
+    pub fn start(client: &Namespace, controls: &[IpAddr], start: Instant) -> Self {
+        let vips = SERVICES.into_iter().flat_map(|(_, vips, _)| vips);
+        let vips = vips.map(|vip| (vip.parse().expect("an address"), false));
+        let servers: Vec<(IpAddr, bool)> = vips
+            .chain(controls.iter().map(|server| (*server, true)))
             .collect();
+        let begin = |program| {
+            let begin = move |&server| Session::start(client, program, server, start);
+            servers.iter().map(begin)
+        };
+        let all: Vec<_> = PROGRAMS.into_iter().flat_map(begin).collect();
         for session in &all {
             poll_until("a session to begin", PATIENCE, || {
                 let seen = session.shared.seen();
-                assert_eq!(seen.broken, None, "{:?} {}", session.program, session.vip);
+                assert_eq!(
+                    seen.broken, None,
+                    "{:?} {}",
+                    session.program, session.server
+                );
                 (seen.messages > 3).then_some(())
             });
         }
@@ -142,25 +159,33 @@ impl Sessions {
 
     /// How many of each program there are.
     pub fn count(&self) -> [usize; 2] {
-        [Program::Psql, Program::WebSocket].map(|program| {
-            let mine = self.sessions.iter().filter(|it| it.program == program);
-            mine.count()
+        PROGRAMS.map(|program| {
+            let watched = self.sessions.iter().filter(|it| !it.control);
+            watched.filter(|it| it.program == program).count()
         })
     }
 
-    /// Ends all, and says what broke or stalled. `machine`: when the machine stood still.
-    pub fn finish(mut self, machine: &[Interval]) -> (Vec<String>, Duration) {
+    /// Ends all, and says what broke or stalled, and the longest stall. What the controls of a program all
+    /// miss is the program's own slowness, as [`stall`] has it.
+    pub fn finish(mut self) -> (Vec<String>, Duration) {
         let mut lost = Vec::new();
         let mut longest = Duration::ZERO;
-        for session in &mut self.sessions {
-            session.end();
+        self.sessions.iter_mut().for_each(Session::end);
+        for session in self.sessions.iter().filter(|it| !it.control) {
+            let controls = self.sessions.iter().filter(|it| it.control);
+            let controls = controls.filter(|it| it.program == session.program);
+            let late = controls.map(|it| stall::beyond(&it.shared.seen().silences, PAUSE));
+            let machine = stall::of_machine(&late.collect::<Vec<_>>());
             let seen = session.shared.seen();
-            let own = seen.silences.iter().map(|it| stall::own(*it, machine));
+            let own = seen.silences.iter().map(|it| stall::own(*it, &machine));
             let own = own.max().unwrap_or_default();
             longest = longest.max(own);
             let stalled = || format!("silent for {} ms", own.as_millis());
             if let Some(why) = seen.broken.or_else(|| (own > LIMIT).then(stalled)) {
-                lost.push(format!("{:?} to {}: {why}", session.program, session.vip));
+                lost.push(format!(
+                    "{:?} to {}: {why}",
+                    session.program, session.server
+                ));
             }
         }
         (lost, longest)
@@ -168,20 +193,25 @@ impl Sessions {
 }
 
 impl Session {
-    fn start(client: &Namespace, program: Program, vip: &'static str, start: Instant) -> Self {
+    fn start(
+        client: &Namespace,
+        program: Program,
+        (server, control): (IpAddr, bool),
+        start: Instant,
+    ) -> Self {
         let shared = Arc::new(Shared::default());
         let mine = Arc::clone(&shared);
         let mut command = match program {
             Program::Psql => {
                 let mut psql = client.command("psql");
-                psql.args(["-X", "-h", vip, "-U", "postgres", "-At"]);
+                psql.args(["-X", "-h", &server.to_string(), "-U", "postgres", "-At"]);
                 psql.args(["-v", "ON_ERROR_STOP=1"]);
                 psql.stdin(Stdio::piped());
                 psql
             }
             Program::WebSocket => {
                 let [_, port] = PORTS;
-                let host = SocketAddr::new(vip.parse().expect("an address"), port);
+                let host = SocketAddr::new(server, port);
                 let mut curl = client.command("curl");
                 curl.args(["-sSN", "--http1.1"]);
                 curl.args(UPGRADE.iter().flat_map(|header| ["-H", header]));
@@ -190,7 +220,7 @@ impl Session {
             }
         };
         // It dies with the thread that starts it.
-        let thread = std::thread::spawn(move || {
+        let watch = move || {
             let mut child = command
                 .stdout(Stdio::piped())
                 .spawn()
@@ -211,10 +241,12 @@ impl Session {
             // It may have ended by itself.
             drop(child.kill());
             drop(child.wait());
-        });
+        };
+        let thread = preferred(|| std::thread::spawn(watch));
         Self {
             program,
-            vip,
+            server,
+            control,
             shared,
             thread: Some(thread),
         }
@@ -233,7 +265,7 @@ impl Session {
         if let Some(process) = *self.shared.process() {
             let process = nix::unistd::Pid::from_raw(i32::try_from(process).expect("an id"));
             if let Err(error) = kill(process, Signal::SIGKILL) {
-                eprintln!("{:?} to {}: {error}", self.program, self.vip);
+                eprintln!("{:?} to {}: {error}", self.program, self.server);
             }
         }
         assert!(

@@ -3,10 +3,13 @@
 use std::time::Duration;
 
 use super::{counts::Kind, disturb::Stage};
-use crate::netns::{agent::Node, now};
+use crate::netns::{agent::Node, now, poll_until};
 
 /// Kills in one turn, and how soon one follows the other.
 const KILLS: (u32, Duration) = (5, Duration::from_secs(2));
+
+/// How long a change of the layout may take.
+const PATIENCE: Duration = Duration::from_secs(30);
 
 /// One turn of everything that may happen to the agent, which runs before and after. The programs are
 /// replaced each time one starts and has the time to.
@@ -29,6 +32,26 @@ pub fn turn(node: &mut Node<'_>, stage: &Stage<'_>) {
     }
     upgrade(node, stage);
     stage.change_macs();
+    for (second, kind) in [(true, Kind::LayoutUp), (false, Kind::LayoutDown)] {
+        change_layout(node, stage, second);
+        stage.counts.add(kind);
+        stage.change_macs();
+    }
+}
+
+/// Starts an agent whose tables have another layout; flows and links must be its own by then.
+fn change_layout(node: &mut Node<'_>, stage: &Stage<'_>, second: bool) {
+    let before = stage.tables.layouts();
+    node.stop();
+    node.use_second_layout(second);
+    node.spawn();
+    node.wait_attached();
+    let mut after = Vec::new();
+    poll_until("the former layout to be gone", PATIENCE, || {
+        after = stage.tables.layouts();
+        (after.len() == 1).then_some(())
+    });
+    assert_ne!(before, after, "the layout is the same");
 }
 
 /// Replaces the programs behind every link, by an agent that takes over from another.
