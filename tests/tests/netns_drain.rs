@@ -120,13 +120,19 @@ fn expect_resets(clients: Vec<TcpClient>, backend: &str) -> Duration {
 fn draining(node: &Node<'_>, service: &str) -> (usize, usize) {
     let flows = node.lbctl_json(["-o", "json", "flows", "--draining", "--service", service]);
     let flows = flows.as_array().expect("a list");
-    let open = flows
+    let text = |flow: &Value, path| {
+        flow.pointer(path)
+            .and_then(Value::as_str)
+            .map(str::to_owned)
+    };
+    let is = |flow: &Value, path, word| text(flow, path).as_deref() == Some(word);
+    let open: Vec<_> = flows
         .iter()
-        .filter(|flow| flow["protocol"] == "TCP" && flow["state"] == "established");
-    let open: Vec<&Value> = open.collect();
+        .filter(|flow| is(flow, "/protocol", "TCP") && is(flow, "/state", "established"))
+        .collect();
     let with_deadline = open
         .iter()
-        .filter(|flow| flow["draining"]["deadline"].is_string());
+        .filter(|flow| text(flow, "/draining/deadline").is_some());
     (open.len(), with_deadline.count())
 }
 
@@ -174,12 +180,12 @@ fn only_what_is_over_ends(world: &World, mut node: Node<'_>, policy: &str) {
             open = ["soon", "late", "never"].map(|name| draining(&node, name));
             (open == [(2, 2), (2, 2), (2, 0)]).then_some(())
         });
-        println!("{leaves:?}: open, with a deadline: {open:?}");
+        eprintln!("{leaves:?}: open, with a deadline: {open:?}");
 
         expect_resets(soon, "b0");
         let took = begun.elapsed();
         assert!(took >= DEADLINE, "{leaves:?}: ended after {took:?}");
-        println!("{leaves:?}: reset {took:?} after the change, allowed {DEADLINE:?}");
+        eprintln!("{leaves:?}: reset {took:?} after the change, allowed {DEADLINE:?}");
         expect(&mut late, "b0");
         expect(&mut never, "b0");
         for client in &udp {
