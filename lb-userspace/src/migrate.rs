@@ -19,6 +19,7 @@ use std::{
     io,
     os::fd::{AsFd as _, OwnedFd},
     path::PathBuf,
+    time::{Duration, Instant},
 };
 
 use lb_common::{control::Gate, names};
@@ -191,11 +192,12 @@ impl Migration {
     pub fn take_over(&self) -> Result<(), MigrateError> {
         for attempt in 1..=ATTEMPTS {
             match self.attempt() {
-                Ok(Some(halves)) => {
+                Ok(Some((halves, frozen_for))) => {
                     info!(
                         from = self.old.hash(),
                         to = self.new.hash(),
                         halves,
+                        ?frozen_for,
                         "the layout has taken over"
                     );
                     return Ok(());
@@ -213,8 +215,11 @@ impl Migration {
         Err(MigrateError::TooSlow)
     }
 
-    /// One try. `None`: the freeze was over too soon.
-    fn attempt(&self) -> Result<Option<usize>, MigrateError> {
+    /// One try: how many halves were carried over, and how long none could begin. `None`: the freeze was
+    /// over too soon.
+    #[expect(clippy::disallowed_methods, reason = "a duration for the log")]
+    fn attempt(&self) -> Result<Option<(usize, Duration)>, MigrateError> {
+        let begun = Instant::now();
         let frozen = Gate::frozen(self.tick()?.wrapping_add(FREEZE_TICKS));
         store(&self.old_gate, frozen)?;
         // Programs that began before may still make and change flows.
@@ -228,6 +233,7 @@ impl Migration {
             return Ok(None);
         }
         store(&self.new_gate, Gate::OPEN)?;
+        let frozen_for = begun.elapsed();
         killed_after(Step::Open);
         // A packet that met the new programs on standby may be on its way to the old ones.
         if let Err(error) = wait_for_readers() {
@@ -235,7 +241,7 @@ impl Migration {
         }
         store(&self.old_gate, Gate::STANDBY)?;
         killed_after(Step::Standby);
-        Ok(Some(halves))
+        Ok(Some((halves, frozen_for)))
     }
 
     fn thaw(&self) -> Result<(), MigrateError> {

@@ -1,6 +1,10 @@
 //! Flows go from one layout of the tables to another, up and down, whenever the agent dies on the way.
 
-use std::{net::SocketAddr, os::unix::process::ExitStatusExt as _, time::Duration};
+use std::{
+    net::SocketAddr,
+    os::{fd::AsFd as _, unix::process::ExitStatusExt as _},
+    time::Duration,
+};
 
 use lb_common::names;
 use lb_tests::{
@@ -13,9 +17,12 @@ use lb_tests::{
     netns::{Process, agent::Node, now, poll_until, serial},
     require,
 };
-use lb_userspace::pins::{
-    Candidate, PinDirectory,
-    step::{KILL_AFTER, Step},
+use lb_userspace::{
+    kernel::{self, Hook, Link},
+    pins::{
+        Candidate, PinDirectory,
+        step::{KILL_AFTER, Step},
+    },
 };
 
 /// Watched flows: both families, `dnat` and `full-nat`, to pods and to remote backends.
@@ -93,6 +100,20 @@ impl<'s> Rig<'s> {
     fn layouts(&self) -> Vec<Candidate> {
         let all = PinDirectory::all(self.node.pin_root()).expect("the pin root");
         all.into_iter().map(Candidate::look).collect()
+    }
+
+    /// The XDP links of the only layout and the ids of their programs, then those at TCX.
+    fn programs(&self) -> Vec<(String, u32)> {
+        let layouts = self.layouts();
+        let directory = &layouts.first().expect("a layout").directory;
+        let program = |name: String| {
+            let link = kernel::open_pinned(&directory.link(&name)).expect("a link");
+            let info = Link::from(link).info().expect("a link");
+            (name, info.program)
+        };
+        let mut all: Vec<_> = directory.links().into_iter().map(program).collect();
+        all.sort_by_key(|(name, _)| (!name.starts_with("xdp"), name.clone()));
+        all
     }
 
     /// What a layout change left, in words: gate and links of the layout before and of the one after.
@@ -195,6 +216,44 @@ fn tables_may_get_another_size() {
     assert!(said.contains("FLOWS_V4 has room for 16 entries"), "{said}");
     assert_eq!(rig.layouts(), layouts, "nothing is left of the attempt");
     rig.expect_life(&flows, "after a refusal");
+    judge(flows, &servers);
+}
+
+#[test]
+fn an_agent_that_cannot_attach_gives_everything_back() {
+    if !ready() {
+        return;
+    }
+    let _one = serial();
+    let scene = Scene::new();
+    let servers = Servers::start(&scene.servers());
+    let mut rig = Rig::new(&scene);
+    let flows = rig.flows();
+    rig.node.stop();
+    let (layouts, programs) = (rig.layouts(), rig.programs());
+    // One more device, which has another's XDP program.
+    scene
+        .lb
+        .ip("link add extra type veth peer name other\nlink set extra up");
+    let index = scene
+        .lb
+        .inside(|| nix::net::if_::if_nametoindex("extra").expect("a device"));
+    let (_, id) = programs.first().expect("an XDP link");
+    let program = kernel::open_program(*id).expect("its program");
+    let attach = || Link::create(program.as_fd(), index, Hook::XdpNative);
+    let foreign = scene.lb.inside(attach).expect("a link");
+    rig.node.use_second_layout(true);
+    let mut command = rig.node.command();
+    command.args(["--interface", "extra"]);
+    let said = Node::refused(command);
+    let words = "interface extra: another XDP program is attached";
+    assert!(said.contains(words), "{said}");
+    assert_eq!(rig.layouts(), layouts, "nothing is left of the attempt");
+    assert_eq!(rig.programs(), programs, "every link has its program back");
+    rig.expect_life(&flows, "after a refusal");
+    drop(foreign);
+    rig.serve(true);
+    rig.expect_life(&flows, "without the obstacle");
     judge(flows, &servers);
 }
 
