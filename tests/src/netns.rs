@@ -16,9 +16,11 @@ use std::{
 use nix::sched::{CloneFlags, setns};
 
 pub mod agent;
+pub mod limits;
 pub mod manifest;
 pub mod postgres;
 pub mod server;
+pub mod strangers;
 pub mod world;
 
 /// Keeps other namespace tests of this program out while it lives: they would take each other's

@@ -72,12 +72,15 @@ impl<'w> Node<'w> {
             second_layout: false,
             process: None,
         };
-        // Small tables: several nodes share the machine.
-        this.file(
-            "config.yaml",
+        this.configure_small();
+        this
+    }
+
+    /// Small tables, as in the beginning: several nodes share the machine.
+    pub fn configure_small(&self) {
+        self.configure(
             "tables: {flowsV4: 16384, flowsV6: 16384, embryonicV4: 16384, embryonicV6: 16384}\n",
         );
-        this
     }
 
     /// One more argument.
@@ -91,6 +94,13 @@ impl<'w> Node<'w> {
     #[must_use]
     pub fn named(mut self, name: &'static str) -> Self {
         self.name = name;
+        self
+    }
+
+    /// Pins below another directory, which goes with the node as well.
+    #[must_use]
+    pub fn pins_below(mut self, root: PathBuf) -> Self {
+        self.pin_root = root;
         self
     }
 
@@ -223,6 +233,15 @@ impl<'w> Node<'w> {
         let v4: Vec<(FrontendKey4, Frontend)> = self.map(names::FRONTENDS_V4)?.read_all().ok()?;
         let v6: Vec<(FrontendKey6, Frontend)> = self.map(names::FRONTENDS_V6)?.read_all().ok()?;
         Some(v4.len() + v6.len())
+    }
+
+    /// Starts an agent that must give up by itself; what it printed.
+    pub fn refused(mut command: std::process::Command) -> String {
+        let mut process = Process::spawn(&mut command);
+        let status = process.wait(PATIENCE);
+        let output = process.output();
+        assert!(!status.success(), "the agent ended well:\n{output}");
+        output
     }
 
     /// The running agent.
