@@ -126,6 +126,17 @@ pub fn with_lab(config: &Config, hook: Hook, act: impl FnOnce(&mut Lab)) {
     });
 }
 
+/// A directory of pins that goes however its making ends.
+struct Pins(PathBuf);
+
+impl Drop for Pins {
+    fn drop(&mut self) {
+        if let Err(error) = std::fs::remove_dir_all(&self.0) {
+            eprintln!("{}: {error}", self.0.display());
+        }
+    }
+}
+
 impl Lab {
     /// Loads the object into fresh maps and describes the devices of [`crate::network`] to it.
     ///
@@ -139,6 +150,7 @@ impl Lab {
         ));
         let maps = root.join("maps");
         std::fs::create_dir_all(&maps).expect("a directory on the BPF file system");
+        let pins = Pins(root);
         let mut loader = EbpfLoader::new();
         loader
             .btf(None)
@@ -162,8 +174,8 @@ impl Lab {
             (name, map.unwrap_or_else(|e| panic!("map {name}: {e}")))
         });
         let opened = opened.collect();
-        // Descriptors hold the maps from here on; nothing is left behind, however this ends.
-        std::fs::remove_dir_all(&root).expect("the pins go");
+        // Descriptors hold the maps from here on.
+        drop(pins);
         let mut lab = Self {
             ebpf,
             programs: Programs::default(),
