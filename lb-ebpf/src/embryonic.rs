@@ -11,13 +11,11 @@ use lb_common::{
 };
 
 use crate::{
-    established::{
-        change_use, exchange_head, exchange_note, head_of, holds, needs_route, remove_half,
-        snapshot,
-    },
+    established::{exchange_head, exchange_note, head_of, needs_route, snapshot},
     family::{Family, entries_in_use},
     flow_packet::{FlowPacket, Step},
     gate,
+    removal::{change_use, holds, remove_half},
     serving::{may_stay, serves_still},
     stats,
     subprogram::step,

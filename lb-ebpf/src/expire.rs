@@ -15,9 +15,10 @@ use lb_common::{
 };
 
 use crate::{
-    established::{change_use, exchange_head, head_of, remove_halves, snapshot},
+    established::{exchange_head, head_of, snapshot},
     family::{Family, V4, V6},
     packet::View,
+    removal::{change_use, remove_halves},
     skb::Skb,
     stats, words,
 };

@@ -42,6 +42,7 @@ mod packet;
 mod parse;
 mod path;
 mod quote;
+mod removal;
 mod reply;
 mod select;
 mod serving;

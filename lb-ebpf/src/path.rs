@@ -12,7 +12,7 @@ use crate::{
     affinity, claim, embryonic, established,
     family::Family,
     flow_packet::{FlowPacket, Step},
-    forward, gate, select,
+    forward, gate, removal, select,
 };
 
 /// The packet's flow, once the hot lookup ended with `found`: settles state changes, then looks among
@@ -51,7 +51,7 @@ pub(crate) fn new_flow<F: Family, const XDP: bool>(
     // Closed flows that rest in a full table give way, agent or not.
     if chosen == Step::refuse(Reason::FlowTableFull)
         && !gate::is_frozen(packet.now)
-        && established::retire::<F>(packet.now) != 0
+        && removal::retire::<F>(packet.now) != 0
     {
         chosen = select::choose::<F>(packet, entry);
     }
@@ -81,7 +81,7 @@ pub(crate) fn new_flow<F: Family, const XDP: bool>(
     if step != Step::FORWARD {
         return step;
     }
-    established::retire::<F>(packet.now);
+    removal::retire::<F>(packet.now);
     let step = claim::insert_forward::<F>(packet, entry);
     if step == Step::FORWARD {
         affinity::note::<F>(packet, entry);

@@ -1,0 +1,156 @@
+//! How flows leave `FLOWS_*`: whoever takes a half out marks it dead first, so that nobody else does, and
+//! closed flows retire when new ones come.
+
+use lb_common::{
+    conntrack::{
+        self, Entry,
+        state::{self, QUEUED},
+    },
+    flow::Flow as _,
+    names::flow_use,
+    reason::Event,
+};
+
+use crate::{
+    atomic,
+    established::{exchange_head, head_of, is_gone, snapshot},
+    family::Family,
+    flow_packet::FlowPacket,
+    stats,
+    tables::{self, FLOW_USE, config},
+};
+
+/// Takes both halves of the packet's flow out of the table.
+#[inline(always)]
+pub(crate) fn remove<F: Family>(packet: &FlowPacket<F::Flow>, out: &F::Entry) {
+    let peer = out.written(packet.protocol()).reversed();
+    remove_halves::<F>(&packet.flow, &peer, out.head().identity(), packet.is_tcp());
+}
+
+/// Takes the two halves of one flow out of the table and keeps `FLOW_USE` true. Returns how many were there.
+#[inline(always)]
+pub(crate) fn remove_halves<F: Family>(
+    one: &F::Flow,
+    other: &F::Flow,
+    identity: u32,
+    tcp: bool,
+) -> u64 {
+    let mut removed = 0_u64;
+    for key in [one, other] {
+        removed += remove_half::<F>(key, identity) as u64;
+    }
+    change_use::<F>(tcp, removed.wrapping_neg());
+    removed
+}
+
+/// Takes a half out of the table if it is this flow's and nobody else does. `FLOW_USE` is the caller's.
+#[inline(always)]
+pub(crate) fn remove_half<F: Family>(key: &F::Flow, identity: u32) -> bool {
+    let Some(entry) = F::established(key) else {
+        return false;
+    };
+    for _ in 0..4 {
+        let head = head_of(entry);
+        if head.identity() != identity || head.state() == state::DEAD {
+            return false;
+        }
+        // SAFETY: looked up just now.
+        if unsafe { exchange_head(entry, head, head.touched(state::DEAD, head.stamp())) } {
+            return F::remove_established(key);
+        }
+    }
+    false
+}
+
+/// Whether the established table holds this flow under this key.
+#[inline(always)]
+pub(crate) fn holds<F: Family>(key: &F::Flow, identity: u32) -> bool {
+    F::established(key).is_some_and(|entry| !is_gone(entry, identity))
+}
+
+/// Adds to the number of established entries.
+#[inline(always)]
+pub(crate) fn change_use<F: Family>(tcp: bool, amount: u64) {
+    if let Some(count) = FLOW_USE.get_ptr_mut(F::USE) {
+        // SAFETY: an aligned word of an array element.
+        unsafe { atomic::add(count, amount) };
+    }
+    if !tcp && let Some(count) = FLOW_USE.get_ptr_mut(F::USE_UDP) {
+        // SAFETY: as above.
+        unsafe { atomic::add(count, amount) };
+    }
+}
+
+/// Takes up to two closed flows out of the table whose rest is over, or that rest while it is full.
+/// Every new flow pays for the last ones' leaving: without the agent, closed flows leave all the same.
+#[inline(never)]
+pub(crate) fn retire<F: Family>(now: u32) -> u32 {
+    let limit = if F::USE == flow_use::V4 {
+        config!(flows4_limit)
+    } else {
+        config!(flows6_limit)
+    };
+    let mut retired = 0;
+    // Some records' flows may be gone already.
+    for _ in 0..8 {
+        let Some(oldest) = F::peek_closing() else {
+            break;
+        };
+        let pressed = crate::family::entries_in_use(F::USE) >= limit as u64;
+        let rests = |since| !pressed && conntrack::ticks_since(now, since) < config!(closed_ticks);
+        if retired == 2 || rests(oldest.since) {
+            break;
+        }
+        let Some(closing) = F::pop_closing() else {
+            break;
+        };
+        // Another CPU may have taken the one that was due: this one waits on, at the queue's end.
+        if rests(closing.since) && F::push_closing(&closing).is_ok() {
+            break;
+        }
+        let Some(entry) = F::established(&closing.flow) else {
+            continue;
+        };
+        // SAFETY: plain numbers; nothing else borrows the element.
+        let Some(copy) = (unsafe { tables::scratch::<F::Entry>(tables::STEP) }) else {
+            break;
+        };
+        // SAFETY: looked up just now.
+        if !unsafe { snapshot::<F>(entry, copy) } || copy.head().identity() != closing.identity {
+            continue;
+        }
+        if reopened(entry, closing.identity) {
+            continue;
+        }
+        let protocol = closing.flow.protocol();
+        let peer = copy.written(protocol).reversed();
+        let tcp = protocol == lb_common::flow::protocol::TCP;
+        remove_halves::<F>(&closing.flow, &peer, closing.identity, tcp);
+        stats::event(Event::FlowRetired, 0);
+        retired += 1;
+    }
+    retired
+}
+
+/// Whether a queued flow is open again, as a half looked up just now says: its next close queues it again,
+/// for its mark is gone.
+#[inline(always)]
+fn reopened<E>(entry: *mut E, identity: u32) -> bool {
+    for _ in 0..3 {
+        let head = head_of(entry);
+        if head.identity() != identity || state::is_closed(head.state()) {
+            return false;
+        }
+        // SAFETY: by the caller's word.
+        if unsafe {
+            exchange_head(
+                entry,
+                head,
+                head.touched(head.state() & !QUEUED, head.stamp()),
+            )
+        } {
+            return true;
+        }
+    }
+    false
+}
