@@ -13,6 +13,8 @@ mod coexist;
 mod cutover;
 #[path = "kubernetes/deploy.rs"]
 mod deploy;
+#[path = "kubernetes/disruption.rs"]
+mod disruption;
 #[path = "kubernetes/input.rs"]
 mod input;
 #[path = "kubernetes/outage.rs"]

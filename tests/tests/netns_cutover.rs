@@ -42,7 +42,7 @@ fn other_balancer(lb: &Namespace) {
     for ((table, vip, address), node) in tables.into_iter().zip(OTHER) {
         let family = format!("{table} addr . port");
         let (web, dns) = (pick(&family, address, 8080), pick(&family, address, 5353));
-        rules += &format!(
+        let table = format!(
             "table {table} kube-proxy {{
                 chain services {{
                     type nat hook prerouting priority dstnat
@@ -55,6 +55,7 @@ fn other_balancer(lb: &Namespace) {
                 }}
             }}\n"
         );
+        rules.push_str(&table);
     }
     let file = tempfile::NamedTempFile::new().expect("a temporary file");
     std::fs::write(file.path(), rules).expect("a temporary file");

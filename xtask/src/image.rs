@@ -15,6 +15,8 @@ use crate::{command, root};
 
 /// The name of the image if none is given.
 pub(crate) const NAME: &str = concat!("localhost/sluice:", env!("CARGO_PKG_VERSION"));
+/// The name of the image with the second layout.
+const SECOND_LAYOUT: &str = "localhost/sluice:second-layout";
 
 /// Compiles lb-agent and lbctl, or takes those in `programs`, and writes `target/image/sluice.tar`.
 ///
@@ -25,8 +27,26 @@ pub(crate) fn image(name: &str, programs: Option<&Path>) -> Result<()> {
         Some(directory) => Programs::within(directory),
         None => compile::build(true)?,
     };
-    let directory = root().join("target/image");
-    fs::create_dir_all(&directory).with_context(|| format!("make {}", directory.display()))?;
+    write(name, &programs, &root().join("target/image"))
+}
+
+/// Compiles an agent whose tables have another layout, and writes `target/image/second-layout/sluice.tar`
+/// with it, for tests.
+///
+/// # Errors
+/// As [`image`].
+pub(crate) fn second_layout() -> Result<()> {
+    let programs = Programs {
+        agent: compile::second_layout()?,
+        lbctl: compile::build(true)?.lbctl,
+    };
+    let directory = root().join("target/image/second-layout");
+    write(SECOND_LAYOUT, &programs, &directory)
+}
+
+/// Writes `sluice.tar`, and beside it the programs in it.
+fn write(name: &str, programs: &Programs, directory: &Path) -> Result<()> {
+    fs::create_dir_all(directory).with_context(|| format!("make {}", directory.display()))?;
     let mut files = Vec::new();
     let mut libraries = BTreeSet::new();
     for program in [&programs.agent, &programs.lbctl] {

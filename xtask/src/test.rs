@@ -186,6 +186,7 @@ fn cargo(tier: Tier) -> Result<Command> {
         Tier::Kubernetes => {
             cluster::prepare()?;
             image::image(image::NAME, None)?;
+            image::second_layout()?;
             // The tests start and remove clusters by this very program.
             let own = env::current_exe().context("find this program")?;
             cargo
