@@ -167,7 +167,7 @@ fn a_closed_flow_opens_again_once_while_others_retire() {
 #[test]
 fn a_packet_saves_its_condemned_flow_whole_or_comes_too_late() {
     let races = BOOKS.into_iter().flat_map(|book| {
-        [true, false].map(|by_client| {
+        [true, false].map(move |by_client| {
             let lines: Vec<Line> = (0..BATCH).map(|n| Line::by_client(book, n)).collect();
             let before: Vec<Act> = lines.iter().flat_map(Line::handshake).collect();
             let packets: Vec<Act> = lines
@@ -194,7 +194,7 @@ fn a_packet_saves_its_condemned_flow_whole_or_comes_too_late() {
                 (0..).zip(&packets).map(turn).collect()
             })
             .config(strict)
-            .judge(|_, batch| {
+            .judge(move |_, batch| {
                 let packets = batch.outcomes.iter().filter_map(|[_, right]| right.first());
                 let sent = packets.filter(|outcome| outcome.verdict == Verdict::Send);
                 let sent = sent.count();

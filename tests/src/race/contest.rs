@@ -266,10 +266,8 @@ impl Race {
                     outcomes,
                     events: events.collect(),
                 };
-                let judges = self.judges.iter();
-                judges
-                    .map(|judge| judge(lab, &result))
-                    .collect::<Result<(), String>>()
+                let mut judges = self.judges.iter();
+                judges.try_for_each(|judge| judge(lab, &result))
             });
             if let Err(error) = verdict {
                 failures.push(error);

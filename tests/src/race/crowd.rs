@@ -68,9 +68,9 @@ impl Crowd {
     fn count(&self, lab: &Lab, change: impl Fn(u64, u64) -> u64) {
         let uses = lab.map(names::FLOW_USE);
         for (element, crowd) in [(flow_use::V4, self.v4.len()), (flow_use::V6, self.v6.len())] {
-            let used: Option<u64> = uses.lookup(&element).expect("FLOW_USE");
-            let used = change(used.unwrap_or_default(), crowd as u64);
-            uses.update(&element, &used).expect("FLOW_USE");
+            let entries: Option<u64> = uses.lookup(&element).expect("FLOW_USE");
+            let entries = change(entries.unwrap_or_default(), crowd as u64);
+            uses.update(&element, &entries).expect("FLOW_USE");
         }
     }
 }
