@@ -102,9 +102,7 @@ impl Level {
             Self::Calm
         };
         let stays = match self {
-            Self::Calm => Self::Calm,
-            Self::Filling if percent < CALM_BELOW => Self::Calm,
-            Self::Full if percent < CALM_BELOW => Self::Calm,
+            _ if percent < CALM_BELOW => Self::Calm,
             Self::Full if percent < FILLING_BELOW => Self::Filling,
             level => level,
         };
@@ -143,10 +141,14 @@ pub fn log(news: &[(Room, Level)]) {
         let consequence = table.consequence();
         match level {
             Level::Calm => info!(%table, used, limit, "the table has room again"),
-            Level::Filling => {
-                warn!(%table, used, limit, "the table fills; when it is full, {consequence}")
-            }
-            Level::Full => warn!(%table, used, limit, "the table is full: {consequence}"),
+            Level::Filling => warn!(
+                %table,
+                used,
+                limit,
+                when_full = consequence,
+                "the table fills"
+            ),
+            Level::Full => warn!(%table, used, limit, consequence, "the table is full"),
         }
     }
 }
