@@ -158,23 +158,11 @@ impl Flows {
     }
 
     /// Ends the watch and judges.
-    pub fn finish(self) -> Outcome {
-        self.end(|machine, _| machine.to_vec())
-    }
-
-    /// The same where each server is a process of its own, on which the machine may have no time to spend: it
-    /// stands still for a flow when all control flows to the flow's own backend say so.
-    pub fn finish_by_server(self) -> Outcome {
-        self.end(|_, own| stall::of_machine(own))
-    }
-
-    /// `still` tells when everything stood still for a flow, by when all control flows were late, and when each
-    /// of those was that goes to the flow's backend.
-    fn end(mut self, still: impl Fn(&[Interval], &[Vec<Interval>]) -> Vec<Interval>) -> Outcome {
+    pub fn finish(mut self) -> Outcome {
         self.shared.stop.store(true, Ordering::Relaxed);
         let thread = self.thread.take().expect("finished once");
         let (flows, watched) = thread.join().expect("the flows' thread does not panic");
-        judge(flows, watched, still)
+        judge(flows, watched)
     }
 }
 
@@ -197,35 +185,22 @@ fn interleaved(servers: &[SocketAddr], controls: &[SocketAddr]) -> Vec<(SocketAd
     all
 }
 
-fn judge(
-    flows: Vec<Flow>,
-    watched: Duration,
-    still: impl Fn(&[Interval], &[Vec<Interval>]) -> Vec<Interval>,
-) -> Outcome {
+fn judge(flows: Vec<Flow>, watched: Duration) -> Outcome {
     let (controls, flows): (Vec<_>, Vec<_>) = flows.into_iter().partition(|flow| flow.control);
     for control in &controls {
         if let Some(loss) = &control.loss {
             panic!("a control flow was lost, the network itself is broken: {loss}");
         }
     }
-    let mut late = Vec::new();
-    let mut by_server = BTreeMap::<_, Vec<_>>::new();
-    for control in &controls {
-        let own = stall::beyond(&control.observed.silences, PAUSE);
-        let server = by_server.entry(control.tuple.server.ip()).or_default();
-        server.push(own.clone());
-        late.push(own);
-    }
+    let late: Vec<_> = controls
+        .iter()
+        .map(|control| stall::beyond(&control.observed.silences, PAUSE))
+        .collect();
     let machine = stall::of_machine(&late);
     let longest = controls.iter().map(|control| control.observed.longest);
-    let judged = flows.iter().map(|flow| {
-        let backend = flow.observed.server.map(address);
-        let own = backend.and_then(|backend| by_server.get(&backend));
-        flow.judge(&still(&machine, own.map_or(&[], Vec::as_slice)))
-    });
     Outcome {
         control_longest: longest.max().unwrap_or_default(),
-        flows: judged.collect(),
+        flows: flows.iter().map(|flow| flow.judge(&machine)).collect(),
         machine,
         watched,
     }

@@ -2,9 +2,10 @@
 
 use std::{
     collections::BTreeSet,
+    fs,
     io::{self, ErrorKind},
     net::{IpAddr, SocketAddr},
-    process::Output,
+    process::{Command, Output},
     sync::atomic::{AtomicU8, Ordering},
     time::Duration,
 };
@@ -17,7 +18,7 @@ use super::{
     load::{Load, Protocol},
     objects,
 };
-use crate::netns::text;
+use crate::netns::{succeed, text};
 
 /// How long Kubernetes' own controllers may take, also after an outage.
 const CONTROLLERS: Duration = Duration::from_mins(3);
@@ -236,6 +237,32 @@ impl<'c> Space<'c> {
     pub fn pods(&self, name: &str) -> Vec<String> {
         let selector = format!("--selector=app={name}");
         self.cluster.pods(&self.name, &selector)
+    }
+
+    /// Lets the test servers of some pods go before everything else on the machine: their nodes would have
+    /// processors of their own.
+    pub fn let_go_first(&self, pods: &[String]) {
+        let processes = fs::read_dir("/proc").expect("/proc").flatten();
+        let is_one = |process: &fs::DirEntry| {
+            let read = |file| fs::read(process.path().join(file)).unwrap_or_default();
+            let environment = read("environ");
+            let mut variables = environment.split(|byte| *byte == 0);
+            read("comm") == b"pod-server\n"
+                && variables.any(|variable| {
+                    let name = variable.strip_prefix(b"POD_NAME=");
+                    name.is_some_and(|name| pods.iter().any(|pod| pod.as_bytes() == name))
+                })
+        };
+        let found: Vec<_> = processes.filter(is_one).collect();
+        assert_eq!(found.len(), pods.len(), "processes of {pods:?}");
+        for process in found {
+            let number = process.file_name().display().to_string();
+            // A pod's control group has no share of real-time priorities.
+            let group = "/sys/fs/cgroup/cpu/cgroup.procs";
+            fs::write(group, &number).unwrap_or_else(|e| panic!("{number} to {group}: {e}"));
+            let options = ["--fifo", "--all-tasks", "--pid", "1"];
+            succeed(Command::new("chrt").args(options).arg(number));
+        }
     }
 
     /// A pod's IPv4 address.
