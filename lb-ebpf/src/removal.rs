@@ -14,7 +14,7 @@ use lb_common::{
 use crate::{
     atomic,
     established::{exchange_head, head_of, is_gone, snapshot},
-    family::Family,
+    family::{AF_INET, Family, V4, V6},
     flow_packet::FlowPacket,
     stats,
     tables::{self, FLOW_USE, config},
@@ -83,8 +83,33 @@ pub(crate) fn change_use<F: Family>(tcp: bool, amount: u64) {
 
 /// Takes up to two closed flows out of the table whose rest is over, or that rest while it is full.
 /// Every new flow pays for the last ones' leaving: without the agent, closed flows leave all the same.
-#[inline(never)]
+///
+/// Verified once, see [`crate::subprogram`].
+#[inline(always)]
 pub(crate) fn retire<F: Family>(now: u32) -> u32 {
+    if F::AF == AF_INET {
+        retire_v4(now)
+    } else {
+        retire_v6(now)
+    }
+}
+
+// SAFETY: nothing else in the object has this name.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn retire_v4(now: u32) -> u32 {
+    retire_closed::<V4>(now)
+}
+
+// SAFETY: as above.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn retire_v6(now: u32) -> u32 {
+    retire_closed::<V6>(now)
+}
+
+#[inline(always)]
+fn retire_closed<F: Family>(now: u32) -> u32 {
     let limit = if F::USE == flow_use::V4 {
         config!(flows4_limit)
     } else {
