@@ -42,9 +42,10 @@ use crate::{
 mod flows;
 mod tables;
 
-/// Ticks (about seconds) a layout is frozen at most. Clients repeat a SYN after one second, so that more
-/// would be felt; a million halves take less than one.
-const FREEZE_TICKS: u32 = 5;
+/// Ticks (about seconds) a layout is frozen at most. It lasts as long as the last copy, which is short; this is
+/// how long no flow begins if the agent dies in it, and what half a million halves may take on a node whose
+/// CPUs are busy many times over.
+const FREEZE_TICKS: u32 = 15;
 /// How often the last copy is tried before the old layout is left to serve.
 const ATTEMPTS: u32 = 3;
 

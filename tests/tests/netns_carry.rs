@@ -17,7 +17,7 @@ use lb_common::{
     service::affinity::{Affinity, AffinityKey},
     wire::Wire,
 };
-use lb_tests::require;
+use lb_tests::{netns::now, require};
 use lb_userspace::{
     kernel::{Map, MapTypes},
     migrate::{MigrateError, Migration},
@@ -314,4 +314,35 @@ fn a_table_too_small_is_named_with_its_number() {
     }
     let gate = GateWord::open(&old.directory).expect("a gate").load();
     assert_eq!(gate, Gate::OPEN, "the old one serves on");
+}
+
+/// Run it with `--release -- --ignored --nocapture`.
+#[test]
+#[ignore = "a measurement: how long no flow can begin while half a million halves are carried over"]
+fn how_long_a_freeze_lasts() {
+    const HALVES: u32 = 490_000;
+    if !require::kernel_tests() {
+        return;
+    }
+    let old = Layout::load("from", &require::object_path(), 524_288);
+    let new = Layout::load("to", &require::object_path(), 600_000);
+    let flow = |number: u32| Flow4 {
+        source: Ipv4Addr::from(0x0a00_0000 + number).into(),
+        ..flow4(443, protocol::TCP)
+    };
+    let flows: Vec<_> = (1..=HALVES).map(flow).collect();
+    let one = |identity| half::<Entry4>(&flow(identity), identity, state::ESTABLISHED, 5);
+    let halves: Vec<_> = (1..=HALVES).map(one).collect();
+    let table = old.map(names::FLOWS_V4);
+    table.update_batch(&flows, &halves).expect("room");
+    let begun = now();
+    let migration = Migration::begin(old.directory.clone(), new.directory.clone());
+    let migration = migration.expect("a copy");
+    let first = begun.elapsed();
+    let begun = now();
+    migration.take_over().expect("the second copy");
+    println!(
+        "{HALVES} halves: first copy {first:?}, the last, frozen, {:?}",
+        begun.elapsed()
+    );
 }
