@@ -6,7 +6,7 @@ use lb_common::{
     addr::Be16,
     conntrack::{Entry, Entry4, Entry6, Head, TICK_MASK, flag, state},
     control::Gate,
-    flow::{Flow, Flow4, Flow6, protocol},
+    flow::{Flow, protocol},
     names::{self, flow_use},
     reason::Reason,
 };
@@ -90,9 +90,9 @@ fn import(lab: &Lab, talk: Conversation, count: usize, idle: u32) {
         (names::FLOWS_V4, [flow_use::V4, flow_use::UDP_V4])
     };
     for element in uses {
-        let used = u64::try_from(count).expect("two at most");
+        let entries = u64::try_from(count).expect("two at most");
         lab.map(names::FLOW_USE)
-            .update(&element, &used)
+            .update(&element, &entries)
             .expect(name);
     }
 }
@@ -202,15 +202,15 @@ fn its_packets_keep_it_alive() {
             case(format!("{}: {what}", talk.name()), talk.tables())
                 .then(move |lab| import(lab, talk, count, idle))
         };
-        let idle = case("idle for a while", 9, 2)
+        let old = case("idle for a while", 9, 2)
             .step(request(&talk.question()))
             .step(request(&talk.question()));
         let half = case("half of it left", 9, 1)
             .step(request(&talk.question()))
             .flows(1, 0);
-        let idle = expect_halves(idle, [(0, state::ESTABLISHED), (9, state::ESTABLISHED)]);
-        let idle = expect_halves(idle.step(reply(talk, &talk.answer())), LIVE);
-        [idle, half]
+        let old = expect_halves(old, [(0, state::ESTABLISHED), (9, state::ESTABLISHED)]);
+        let old = expect_halves(old.step(reply(talk, &talk.answer())), LIVE);
+        [old, half]
     });
     run(cases.collect());
 }

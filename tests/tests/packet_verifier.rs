@@ -31,14 +31,15 @@ fn the_verifier_is_never_near_its_limit() {
         .expect("the data path");
     let mut verified = BTreeMap::new();
     for (name, program) in object.programs_mut() {
-        let loaded = match program {
+        let outcome = match program {
             Program::Xdp(program) => program.load().and_then(|()| program.info()),
             Program::SchedClassifier(program) => program.load().and_then(|()| program.info()),
             // Tracepoints of a few instructions.
             _ => continue,
         };
-        let info = loaded.unwrap_or_else(|e| panic!("{name}: {e}"));
-        verified.insert(name.to_owned(), info.verified_instruction_count());
+        let info = outcome.unwrap_or_else(|e| panic!("{name}: {e}"));
+        let count = info.verified_instruction_count();
+        verified.insert(name.to_owned(), count);
     }
     println!("instructions verified: {verified:?}");
     let heavy = verified
