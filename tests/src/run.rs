@@ -268,14 +268,14 @@ impl Lab {
     pub fn routes_changed(&self) {
         let mut control = self.control();
         control.route_generation = control.route_generation.wrapping_add(1);
-        self.set_control(&control);
+        self.set_control(control);
     }
 
     /// Opens or closes the gate of the data path.
     pub fn set_gate(&self, gate: Gate) {
         let mut control = self.control();
         control.gate = gate.0;
-        self.set_control(&control);
+        self.set_control(control);
     }
 
     fn control(&self) -> Control {
@@ -283,9 +283,9 @@ impl Lab {
         control.expect("CONTROL").expect("its one element")
     }
 
-    fn set_control(&self, control: &Control) {
+    fn set_control(&self, control: Control) {
         let map = self.map(names::CONTROL);
-        map.update(&0_u32, control).expect("CONTROL");
+        map.update(&0_u32, &control).expect("CONTROL");
     }
 
     /// The programs, for other threads.
