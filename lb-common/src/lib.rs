@@ -17,6 +17,7 @@ pub mod config;
 pub mod conntrack;
 pub mod control;
 pub mod device;
+pub mod flood;
 pub mod flow;
 pub mod maglev;
 pub mod names;

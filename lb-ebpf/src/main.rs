@@ -32,6 +32,8 @@ mod embryonic;
 mod established;
 mod expire;
 mod family;
+#[cfg(feature = "bench")]
+mod flood;
 mod flow_packet;
 mod forward;
 mod frame;
@@ -110,6 +112,20 @@ fn lb_devmap_xmit(ctx: TracePointContext) -> u32 {
 #[macros::xdp(frags)]
 fn lb_bench(ctx: XdpContext) -> u32 {
     bench::run(&ctx)
+}
+
+/// Makes SYNs of random clients; see [`flood`].
+#[cfg(feature = "bench")]
+#[macros::xdp]
+fn lb_flood(ctx: XdpContext) -> u32 {
+    flood::run(&ctx)
+}
+
+/// Keeps a flood from the backends; see [`flood`].
+#[cfg(feature = "bench")]
+#[macros::xdp]
+fn lb_flood_guard(ctx: XdpContext) -> u32 {
+    flood::guard(&ctx)
 }
 
 /// Keeps reachable panics out: a program that can come here does not load.

@@ -16,6 +16,7 @@ pub mod conformance;
 pub mod control;
 pub mod crossing;
 pub mod disruption;
+pub mod flood;
 pub mod flows;
 pub mod kubernetes;
 pub mod netns;

@@ -24,6 +24,11 @@ pub fn second_layout() -> PathBuf {
     target_directory().join("second-layout")
 }
 
+/// The data path compiled with the feature `bench`: with the programs that measure and flood.
+pub fn bench_object_path() -> PathBuf {
+    target_directory().join("bpf/lb-ebpf-bench")
+}
+
 /// True if `met`; otherwise fails under CI and says why the test is skipped elsewhere.
 fn need(met: bool, what: &str) -> bool {
     if !met {

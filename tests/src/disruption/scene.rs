@@ -10,12 +10,16 @@
 //! backends are reached by way of `bypass`, an ordinary router: as many hops, over the same bridges, with the
 //! load balancer left out.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::{
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    process::Command,
+};
 
 use super::server::PORT;
 use crate::netns::{
     Namespace,
     agent::Node,
+    succeed,
     world::{Lan, cable},
 };
 
@@ -23,6 +27,8 @@ use crate::netns::{
 pub const REMOTE: usize = 2;
 /// The number of the pod's network, behind those of the backends.
 pub const POD: usize = 9;
+/// MAC of the device by which a flood arrives.
+pub const FLOODED: [u8; 6] = [2, 0, 0, 0, 0x18, 1];
 /// The node's name in EndpointSlices.
 pub const NODE: &str = "edge";
 
@@ -38,7 +44,7 @@ pub struct Scene {
     /// Pods of the edge node.
     pub pod: Namespace,
     _bypass: Namespace,
-    _lans: [Lan; 2],
+    lans: [Lan; 2],
 }
 
 /// An address at which backend `network` answers; the pod's network is [`POD`].
@@ -100,7 +106,7 @@ impl Scene {
             backends,
             pod,
             _bypass: bypass,
-            _lans: [outside, inside],
+            lans: [outside, inside],
         };
         this.route_client(0);
         this.restore_inside();
@@ -146,6 +152,39 @@ impl Scene {
             .named(NODE)
             .gateway()
             .snat()
+    }
+
+    /// Where clients that do not exist send from: 198.18.0.0/16 and `2001:db8:18::/64`, behind `eth2` of the edge
+    /// node, whose MAC is [`FLOODED`].
+    pub fn flooder(&self) -> Namespace {
+        let flooder = Namespace::new("flooder");
+        // A queue for each of two processors.
+        let queues = ["numtxqueues", "2", "numrxqueues", "2"];
+        let mut link = Command::new("ip");
+        link.args(["link", "add", "eth0", "netns", flooder.name()]);
+        link.args(queues)
+            .args(["type", "veth", "peer", "name", "eth2"]);
+        succeed(link.args(["netns", self.lb.name()]).args(queues));
+        flooder.ip("link set eth0 up");
+        self.lb.ip("link set eth2 up");
+        flooder.ethtool("eth0", &["gro", "on"]);
+        flooder.ip("addr add 198.51.101.2/24 dev eth0
+            addr add 2001:db8:180::2/64 dev eth0 nodad");
+        self.lb.ip(&format!(
+            "link set eth2 address {}
+            addr add 198.51.101.1/24 dev eth2
+            addr add 2001:db8:180::1/64 dev eth2 nodad
+            route add 198.18.0.0/16 via 198.51.101.2
+            route add 2001:db8:18::/64 via 2001:db8:180::2",
+            FLOODED.map(|byte| format!("{byte:02x}")).join(":")
+        ));
+        flooder
+    }
+
+    /// The switch the backends hang on, and its port towards the edge node.
+    pub fn inside_port(&self) -> (&Namespace, &'static str) {
+        let [_, inside] = &self.lans;
+        (inside.switch(), "p0")
     }
 
     /// Every namespace that serves.
