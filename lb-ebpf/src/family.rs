@@ -353,11 +353,13 @@ impl Family for V6 {
     }
 }
 
-/// How many established entries a family holds, or how many of them are UDP.
+/// How many established entries a family holds, or how many of them are UDP. Entries are counted after
+/// they are inserted: whoever takes one out before that lends the count a moment below nothing.
 #[inline(always)]
 pub(crate) fn entries_in_use(element: u32) -> u64 {
     tables::FLOW_USE.get(element).map_or(0, |count| {
         // SAFETY: an aligned word of an array element; other CPUs change it atomically.
-        unsafe { core::ptr::from_ref(count).read_volatile() }
+        let count = unsafe { core::ptr::from_ref(count).read_volatile() };
+        if count as i64 >= 0 { count } else { 0 }
     })
 }

@@ -62,6 +62,9 @@ mod worker;
 const RESYNC: Duration = Duration::from_mins(1);
 /// Longest time between two looks at the flows.
 const EXPIRY: Duration = Duration::from_secs(10);
+/// How often the tables of a new layout may fail to be written before the one that serves is left to serve:
+/// with the waits in between, about a minute.
+const MOST_FAILURES: u32 = 9;
 /// How often refusals of the data path are read.
 const REFUSALS: Duration = Duration::from_secs(1);
 /// Longest wait for the device tables to follow a change of the SNAT addresses.
@@ -73,10 +76,11 @@ const FOLLOW: Duration = Duration::from_secs(5);
 ///
 /// If the agent cannot start, or loses its view of the network. The data path goes on.
 pub async fn run(config: Config) -> Result<(), AgentError> {
-    let _lock = preflight::lock(&config.lock_file)?;
+    // Held until the process ends: a thread may still write to the tables when this returns.
+    std::mem::forget(preflight::lock(&config.lock_file)?);
     preflight::require_privileges()?;
     pins::require_bpffs(&config.pin_root)?;
-    let _pins = preflight::lock_pins(&config.pin_root)?;
+    std::mem::forget(preflight::lock_pins(&config.pin_root)?);
     preflight::require_tcx()?;
     require_interfaces(&config)?;
     let mut terminated =
@@ -292,6 +296,13 @@ impl Agent {
             // They may have moved meanwhile.
             self.follow_devices();
         } else if self.migration.is_some() && retry.is_some() {
+            // Nobody looks after the layout that serves as long as this goes on.
+            if self.failures >= MOST_FAILURES {
+                self.interfaces.abandon();
+                return Err(AgentError::kernel("fill the tables of the new layout")(
+                    std::io::Error::other(format!("failed {MOST_FAILURES} times, see above")),
+                ));
+            }
             info!("the layout that serves goes on until the new tables are whole");
         } else {
             killed_after(Step::Plan);
@@ -314,11 +325,14 @@ impl Agent {
             return Ok(());
         };
         let done = tokio::task::spawn_blocking(move || migration.take_over());
-        let done = done.await?;
+        let done = match done.await {
+            Ok(done) => done.map_err(AgentError::from),
+            Err(died) => Err(died.into()),
+        };
         if done.is_err() {
             self.interfaces.abandon();
         }
-        Ok(done?)
+        done
     }
 
     /// Brings the tables to what the sources ask for. Returns when to try again, if it must.

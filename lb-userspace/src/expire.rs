@@ -18,7 +18,7 @@ use lb_common::{
     conntrack::{Entry, Entry4, Entry6, Idle4, Idle6, flag, state, ticks_since},
     flow::{Flow, Flow4, Flow6},
     names,
-    service::MemberKey,
+    service::{Member, MemberKey, member_flag},
     wire::Wire,
 };
 
@@ -68,6 +68,7 @@ pub struct Expiry {
     flows_v6: Map,
     embryonic_v4: Map,
     embryonic_v6: Map,
+    members: Map,
     clock: OwnedFd,
     expire: OwnedFd,
     idle: IdleTicks,
@@ -87,6 +88,7 @@ impl Expiry {
             flows_v6: open(names::FLOWS_V6)?,
             embryonic_v4: open(names::EMBRYONIC_V4)?,
             embryonic_v6: open(names::EMBRYONIC_V6)?,
+            members: open(names::MEMBERS)?,
             clock: kernel::open_pinned(&pins.program(names::LB_CLOCK))?,
             expire: kernel::open_pinned(&pins.program(names::LB_EXPIRE))?,
             idle,
@@ -175,7 +177,7 @@ impl Expiry {
                 if is_open && !overdue.is_empty() && overdue.contains(&member(entry)) {
                     // The other half goes with it.
                     if entry.flags() & flag::REVERSE == 0 {
-                        ended.push(R::new(*flow, half));
+                        ended.push((member(entry), R::new(*flow, half)));
                     }
                     continue;
                 }
@@ -203,10 +205,29 @@ impl Expiry {
                 }
             }
         })?;
+        let ended = self.still_overdue(overdue, ended)?;
         pass.ended += self.run(operation::END, &ended)?;
         pass.deleted += self.run(operation::DELETE, &deleted)?;
         pass.condemned += self.run(operation::CONDEMN, &condemned)?;
         failure.map_or(Ok(()), Err)
+    }
+
+    /// Leaves out what is at a backend that came back since the pass began: its new flows are welcome.
+    fn still_overdue<R>(
+        &self,
+        overdue: &BTreeSet<MemberKey>,
+        ended: Vec<(MemberKey, R)>,
+    ) -> io::Result<Vec<R>> {
+        let mut back = BTreeSet::new();
+        for key in overdue {
+            let member = self.members.lookup::<MemberKey, Member>(key)?;
+            let takes_new = member_flag::CLUSTER | member_flag::LOCAL;
+            if member.is_some_and(|member| member.flags & takes_new != 0) {
+                back.insert(*key);
+            }
+        }
+        let ended = ended.into_iter().filter(|(key, _)| !back.contains(key));
+        Ok(ended.map(|(_, record)| record).collect())
     }
 
     /// Hands records to `lb_expire`, and returns how many it changed.

@@ -240,7 +240,10 @@ impl Migration {
         if let Err(error) = wait_for_readers() {
             warn!(%error, "wait for programs that run");
         }
-        store(&self.old_gate, Gate::STANDBY)?;
+        // Ours serves by now, whatever becomes of the other one, whose links go next.
+        if let Err(error) = store(&self.old_gate, Gate::STANDBY) {
+            warn!(%error, "the other layout is not on standby");
+        }
         killed_after(Step::Standby);
         Ok(Some((halves, frozen_for)))
     }

@@ -151,6 +151,11 @@ pub fn lock(path: &Path) -> Result<Lock, PreflightError> {
     Ok(Lock { _file: file })
 }
 
+/// Whether there is a device with this interface index now.
+pub fn has_device(index: u32) -> bool {
+    nix::net::if_::if_indextoname(index).is_ok()
+}
+
 /// Reports, or sets, what `bpf_fib_lookup` needs: forwarding on the devices packets come in by.
 pub fn check_forwarding(interface: &str, manage: bool) {
     for family in ["ipv4", "ipv6"] {

@@ -218,16 +218,19 @@ impl StackFlows {
         if self.uses.load_u64(udp).is_none_or(|used| used + 2 > quota) {
             return Ok(Inserted::Full);
         }
-        // As long as there is no forward half no packet of ours can meet the reverse half.
-        if !table.flows.insert(&reverse.0, &reverse.1)? {
-            return Ok(Inserted::None);
+        // Counted first: an agent that dies in between leaves the count too high, never too low.
+        let count = |amount: u64| {
+            [all, udp]
+                .iter()
+                .try_for_each(|offset| self.uses.add_u64(*offset, amount).map(drop))
+        };
+        count(2)?;
+        let inserted = insert_both(&table.flows, &forward, &reverse);
+        if !matches!(inserted, Ok(true)) {
+            count(2_u64.wrapping_neg())?;
         }
-        if !table.flows.insert(&forward.0, &forward.1)? {
-            table.flows.delete(&reverse.0)?;
+        if !inserted? {
             return Ok(Inserted::None);
-        }
-        for offset in [all, udp] {
-            self.uses.add_u64(offset, 2)?;
         }
         Ok(Inserted::Both)
     }
@@ -238,6 +241,23 @@ impl StackFlows {
         let [a, b, c, d, ..] = self.random.hash_one(self.drawn).to_ne_bytes();
         u32::from_ne_bytes([a, b, c, d]).max(1)
     }
+}
+
+/// Inserts both halves of a flow, or none. As long as there is no forward half no packet of ours can meet
+/// the reverse half. False: one of the tuples is a flow's already.
+fn insert_both<F: Wire, E: Wire>(
+    flows: &Map,
+    forward: &(F, E),
+    reverse: &(F, E),
+) -> io::Result<bool> {
+    if !flows.insert(&reverse.0, &reverse.1)? {
+        return Ok(false);
+    }
+    let inserted = flows.insert(&forward.0, &forward.1);
+    if !matches!(inserted, Ok(true)) {
+        flows.delete(&reverse.0)?;
+    }
+    inserted
 }
 
 /// What became of a flow's halves.

@@ -94,9 +94,9 @@ fn a_syn_flood_harms_nobody_else() {
     lost.extend(servers.complaints());
     let asked = newcomers.served + newcomers.failed.len() as u64;
     let took = u64::try_from(took.as_millis()).expect("seconds");
-    let [rate, begun] = [frames, created].map(|number| number * 1_000 / took);
+    let [rate, taken] = [frames, created].map(|number| number * 1_000 / took);
     println!(
-        "SYNs: {frames} in {took} ms, {rate}/s  flows begun: {begun}/s  counters: {:?}",
+        "SYNs: {frames} in {took} ms, {rate}/s  flows begun: {taken}/s  counters: {:?}",
         node.counters()
     );
     println!(
@@ -110,7 +110,7 @@ fn a_syn_flood_harms_nobody_else() {
         newcomers.served
     );
     assert!(rate >= AT_LEAST, "{rate} SYNs a second");
-    assert!(begun * 10 >= AT_LEAST * 9, "{begun} flows begun a second");
+    assert!(taken * 10 >= AT_LEAST * 9, "{taken} flows begun a second");
     assert!(lost.is_empty(), "{lost:#?}");
     assert!(
         newcomers.served * 100 >= asked * 95,

@@ -306,10 +306,19 @@ const fn way(second: bool) -> &'static str {
     if second { "up" } else { "down" }
 }
 
-/// Every step, up and down where the new agent comes next, and up where the old one does: in an order in
-/// which nothing need be changed in between.
+/// Every step, up and down where the new agent comes next; up where the old one does, for one step of each
+/// state it can find. In an order in which nothing need be changed in between.
 fn cases() -> Vec<(bool, Step, bool)> {
-    let steps = || Step::ALL.into_iter();
-    let on = steps().flat_map(|step| [true, false].map(|up| (up, step, true)));
-    on.chain(steps().map(|step| (true, step, false))).collect()
+    let on = Step::ALL
+        .into_iter()
+        .flat_map(|step| [true, false].map(|up| (up, step, true)));
+    let back = [
+        Step::Maps,
+        Step::Attached,
+        Step::Frozen,
+        Step::Open,
+        Step::Links,
+        Step::Removed,
+    ];
+    on.chain(back.map(|step| (true, step, false))).collect()
 }

@@ -108,7 +108,14 @@ impl Interfaces {
             if self.keeps(config, view, hook, index)
                 && let Some(link) = view.network.links().get(&index)
             {
-                self.hold(&interface(index, link), hook)?;
+                let interface = interface(index, link);
+                match self.hold(&interface, hook) {
+                    // Pods end at any time, and their devices with them.
+                    Err(error) if !preflight::has_device(index) => {
+                        warn!(interface = interface.name, "{}", chain(&error));
+                    }
+                    held => held?,
+                }
             }
         }
         Ok(())

@@ -35,9 +35,12 @@ const REQUIRED: [&str; 9] = [
 ];
 
 /// A half as the new layout shall have it: the same flow, whose route is looked up at its next packet,
-/// since next hops and route generations are each layout's own.
+/// since next hops and route generations are each layout's own. It is condemned no longer: the packet that
+/// takes the mark away may have met the old layout after the copy.
 fn carried<E: Entry>(mut half: E, generation: u16) -> E {
-    half.set_route(Route::new(half.head().identity(), 0, 0, generation));
+    let head = half.head();
+    half.set_head(head.touched(head.state() & !state::CONDEMNED, head.stamp()));
+    half.set_route(Route::new(head.identity(), 0, 0, generation));
     half
 }
 
@@ -153,9 +156,18 @@ impl Flows {
     /// Carries over what is there, while the old layout goes on. Returns the number of halves.
     pub(super) fn copy(&self) -> Result<usize, MigrateError> {
         let v4 = self.copy_family::<Flow4, Entry4>(&self.v4)?;
-        let v6 = self.copy_family::<Flow6, Entry6>(&self.v6)?;
-        let v6 = v6.iter().map(HashSet::len);
-        Ok(v4.iter().map(HashSet::len).chain(v6).sum())
+        Ok(v4 + self.copy_family::<Flow6, Entry6>(&self.v6)?)
+    }
+
+    fn copy_family<F, E>(&self, family: &Family) -> Result<usize, MigrateError>
+    where
+        F: Flow<Address: Filtered> + Hash + Wire,
+        E: Entry<Flow = F> + Wire,
+    {
+        let [embryonic, established] = self.read_family::<F, E>(family)?;
+        embryonic.write(&family.embryonic)?;
+        established.write(&family.established)?;
+        Ok(embryonic.flows.len() + established.flows.len())
     }
 
     /// Makes the new tables what the old ones are, which nobody changes now. Returns the number of halves.
@@ -166,14 +178,14 @@ impl Flows {
     }
 
     /// Embryonic before established: a flow that is promoted between the two is in one of them.
-    fn copy_family<F, E>(&self, family: &Family) -> Result<[HashSet<F>; 2], MigrateError>
+    fn read_family<F, E>(&self, family: &Family) -> Result<[Halves<F, E>; 2], MigrateError>
     where
         F: Flow<Address: Filtered> + Hash + Wire,
         E: Entry<Flow = F> + Wire,
     {
         Ok([
-            self.copy_table::<F, E>(&family.embryonic)?,
-            self.copy_table::<F, E>(&family.established)?,
+            self.read::<F, E>(&family.embryonic)?,
+            self.read::<F, E>(&family.established)?,
         ])
     }
 
@@ -183,17 +195,23 @@ impl Flows {
         E: Entry<Flow = F> + Wire,
         C: Closing<F>,
     {
-        let [embryonic, established] = self.copy_family::<F, E>(family)?;
-        let new = &family.embryonic.new;
-        sweep::<F, E>(new, family.embryonic.name, &embryonic, |_, _| {})?;
-        let (mut udp, mut closed) = (0_u64, Vec::new());
-        let new = &family.established.new;
-        let all = sweep::<F, E>(new, family.established.name, &established, |flow, half| {
-            udp += u64::from(flow.protocol() == protocol::UDP);
-            if half.head().state() & state::QUEUED != 0 {
-                closed.push((*flow, half.head()));
-            }
-        })?;
+        let [embryonic, established] = self.read_family::<F, E>(family)?;
+        // What ended makes room before what began comes in.
+        sweep::<F, E>(&family.embryonic, &embryonic.flows)?;
+        let of_the_stack = sweep::<F, E>(&family.established, &established.flows)?;
+        embryonic.write(&family.embryonic)?;
+        established.write(&family.established)?;
+        let there = established.flows.iter().zip(&established.halves);
+        let closed = there.filter(|(_, half)| half.head().state() & state::QUEUED != 0);
+        let mut closed: Vec<_> = closed.map(|(flow, half)| (*flow, half.head())).collect();
+        let udp = established.flows.iter();
+        let udp = udp.filter(|flow| flow.protocol() == protocol::UDP).count();
+        // Also what an earlier attempt put there.
+        let emptied = std::iter::from_fn(|| family.closing.pop::<C>().transpose());
+        emptied
+            .take(family.closing.info().max_entries as usize)
+            .try_for_each(|popped| popped.map(drop))
+            .map_err(io_error("empty the queue of closed flows"))?;
         // The longest closed first, as they would stand in the queue.
         closed.sort_by_key(|(_, head)| std::cmp::Reverse(ticks_since(now, head.stamp())));
         for (flow, head) in closed {
@@ -203,25 +221,23 @@ impl Flows {
                 break;
             }
         }
-        for (index, count) in family.uses.iter().zip([all, udp]) {
+        for (index, count) in family.uses.iter().zip([established.flows.len(), udp]) {
+            let count = (count + of_the_stack) as u64;
             let written = self.uses.update(index, &count);
             written.map_err(io_error(format!("write {}", names::FLOW_USE)))?;
         }
-        Ok(embryonic.len() + established.len())
+        Ok(embryonic.flows.len() + established.flows.len())
     }
 
-    fn copy_table<F, E>(&self, pair: &Pair) -> Result<HashSet<F>, MigrateError>
+    /// Reads an old table, and marks in our filter what its flows are known by.
+    fn read<F, E>(&self, pair: &Pair) -> Result<Halves<F, E>, MigrateError>
     where
-        F: Flow<Address: Filtered> + Hash + Wire,
+        F: Flow<Address: Filtered> + Wire,
         E: Entry<Flow = F> + Wire,
     {
         let generation = self.stale_generation()?;
-        let capacity = pair.new.info().max_entries;
-        let evicts = is_lru(pair.new.info().kind);
-        let mut seen = HashSet::new();
-        let mut failure = None;
+        let (mut flows, mut halves, mut failure) = (Vec::new(), Vec::new(), None);
         pair.for_each(|elements| {
-            let (mut flows, mut halves) = (Vec::new(), Vec::new());
             for (flow, half) in elements {
                 let (Some(flow), Some(half)) = (from_bytes::<F>(flow), from_bytes::<E>(half))
                 else {
@@ -233,25 +249,12 @@ impl Flows {
                     let marked = self.filter.or_u64(word as usize * 8, 1 << bit);
                     failure = failure.take().or(marked.err());
                 }
-                seen.insert(flow);
                 flows.push(flow);
                 halves.push(half);
             }
-            // The rest is counted only, to say how much is missing.
-            if evicts || seen.len() <= capacity as usize {
-                let written = pair.new.update_batch(&flows, &halves);
-                failure = failure.take().or(written.err());
-            }
         })?;
-        if !evicts && seen.len() > capacity as usize {
-            return Err(MigrateError::TooSmall {
-                table: pair.name,
-                capacity,
-                needed: seen.len() as u64,
-            });
-        }
-        failure.map_or(Ok(seen), |error| {
-            Err(io_error(format!("write {}", pair.name))(error))
+        failure.map_or(Ok(Halves { flows, halves }), |error| {
+            Err(io_error("mark ADDRESS_FILTER")(error))
         })
     }
 
@@ -265,33 +268,50 @@ impl Flows {
     }
 }
 
-/// Takes what is gone out of a new table, and lends the rest to `keep`. Returns how many are left.
-fn sweep<F, E>(
-    table: &Map,
-    name: &'static str,
-    seen: &HashSet<F>,
-    mut keep: impl FnMut(&F, &E),
-) -> Result<u64, MigrateError>
+/// A table's halves as the new layout shall have them.
+struct Halves<F, E> {
+    flows: Vec<F>,
+    halves: Vec<E>,
+}
+
+impl<F: Wire, E: Wire> Halves<F, E> {
+    fn write(&self, pair: &Pair) -> Result<(), MigrateError> {
+        let info = pair.new.info();
+        if !is_lru(info.kind) && self.flows.len() > info.max_entries as usize {
+            return Err(MigrateError::TooSmall {
+                table: pair.name,
+                capacity: info.max_entries,
+                needed: self.flows.len() as u64,
+            });
+        }
+        let written = pair.new.update_batch(&self.flows, &self.halves);
+        written.map_err(io_error(format!("write {}", pair.name)))
+    }
+}
+
+/// Takes out of a new table what the old one does not have. Returns how many halves of the node's stack stay
+/// although it does not have them.
+fn sweep<F, E>(pair: &Pair, old: &[F]) -> Result<usize, MigrateError>
 where
     F: Flow + Hash + Wire,
     E: Entry<Flow = F> + Wire,
 {
-    let mut gone = Vec::new();
-    let mut kept = 0;
-    let swept = table.for_each_batch::<F, E>(|flows, halves| {
+    let old: HashSet<&F> = old.iter().collect();
+    let (mut gone, mut ours) = (Vec::new(), 0);
+    let swept = pair.new.for_each_batch::<F, E>(|flows, halves| {
         for (flow, half) in flows.iter().zip(halves) {
-            if is_gone(half, seen.contains(flow)) {
+            let there = old.contains(flow);
+            if is_gone(half, there) {
                 gone.push(*flow);
-            } else {
-                kept += 1;
-                keep(flow, half);
+            } else if !there {
+                ours += 1;
             }
         }
     });
     swept
-        .and_then(|()| table.delete_batch(&gone))
-        .map_err(io_error(format!("sweep {name}")))?;
-    Ok(kept)
+        .and_then(|()| pair.new.delete_batch(&gone))
+        .map_err(io_error(format!("sweep {}", pair.name)))?;
+    Ok(ours)
 }
 
 #[cfg(test)]
@@ -337,6 +357,10 @@ mod tests {
         let mut same = after;
         same.set_route(before.route());
         assert_eq!(same, before);
+        let mut condemned = before;
+        let head = before.head();
+        condemned.set_head(head.touched(head.state() | state::CONDEMNED, head.stamp()));
+        assert_eq!(carried(condemned, 41), after);
     }
 
     #[test]
