@@ -99,6 +99,7 @@ impl Candidate {
         let frozen = self.gate.mode() == gate_mode::FROZEN;
         (
             !self.serves(),
+            self.gate.is_standby(),
             frozen,
             Reverse(self.links),
             self.directory.path().to_owned(),
