@@ -86,6 +86,15 @@ pub enum MigrateError {
     /// A map was made without a description of its types.
     #[error("map {0} does not tell its types")]
     NoTypes(PathBuf),
+    /// The kernel tells types and programs by their ids to `CAP_SYS_ADMIN` alone.
+    #[error(
+        "another table layout ({layout}) serves: to carry its flows over, the agent needs CAP_SYS_ADMIN (or a \
+         privileged container) for this one start"
+    )]
+    NotPermitted {
+        /// The other layout's hash.
+        layout: String,
+    },
     /// What must be carried over does not fit.
     #[error(
         "{table} has room for {capacity} entries, {needed} must be carried over from the layout that \

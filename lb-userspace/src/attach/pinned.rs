@@ -73,6 +73,14 @@ pub(super) fn open(path: &Path, hook: Hook, ifindex: u32) -> io::Result<Pinned> 
     let program = match kernel::open_program(info.program) {
         Ok(program) => kernel::program_info(std::os::fd::AsFd::as_fd(&program)).ok(),
         Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+        // Programs are found by id with CAP_SYS_ADMIN alone. Without it the link must do.
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied && hook.has(info) => {
+            return Ok(if info.ifindex == ifindex {
+                Pinned::Ours(link, info)
+            } else {
+                Pinned::Dead
+            });
+        }
         Err(error) => return Err(error),
     };
     Ok(match foreign(info, program.as_ref(), hook) {

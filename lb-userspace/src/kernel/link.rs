@@ -42,13 +42,17 @@ impl Hook {
     }
 
     /// Whether a link is at this hook, as far as a link tells: XDP links do not say in which mode.
-    pub const fn is_of(self, link: LinkInfo, program: &ProgramInfo) -> bool {
-        let (kind, program_kind) = self.types();
+    pub const fn has(self, link: LinkInfo) -> bool {
         let at_hook = match self {
             Self::XdpNative | Self::XdpGeneric => true,
             Self::TcxIngress | Self::TcxEgress => link.attach_type == self.attach_type(),
         };
-        link.kind == kind && program.kind == program_kind && at_hook
+        link.kind == self.types().0 && at_hook
+    }
+
+    /// Whether a link holds a program of this hook's type there.
+    pub const fn is_of(self, link: LinkInfo, program: &ProgramInfo) -> bool {
+        program.kind == self.types().1 && self.has(link)
     }
 
     /// `XDP_FLAGS_*`.

@@ -1,7 +1,7 @@
 //! Tables that are carried over element by element: what the plan decides, and what the data path keeps
 //! beside the flows.
 
-use std::{collections::BTreeMap, path::Path};
+use std::{collections::BTreeMap, io, path::Path};
 
 use lb_common::{maglev::SLOTS_PER_ELEMENT, names, service::Selection};
 
@@ -101,9 +101,12 @@ impl Pair {
             source,
         };
         let shapes = |map: &Map, path: &Path| {
-            let types = map
-                .types()
-                .map_err(io_error(format!("read the types of {}", path.display())))?;
+            let types = map.types().map_err(|source| match source.kind() {
+                io::ErrorKind::PermissionDenied => MigrateError::NotPermitted {
+                    layout: old.hash().to_owned(),
+                },
+                _ => io_error(format!("read the types of {}", path.display()))(source),
+            })?;
             let types = types.ok_or_else(|| MigrateError::NoTypes(path.to_owned()))?;
             let shape = |id| Shape::read(&types.btf, id).map_err(format);
             Ok::<_, MigrateError>((shape(types.key)?, shape(types.value)?))

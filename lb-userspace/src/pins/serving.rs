@@ -1,9 +1,9 @@
 //! Which of several pinned layouts serves, and the word that says so.
 
-use std::{cmp::Reverse, io};
+use std::{cmp::Reverse, io, mem::offset_of};
 
 use lb_common::{
-    control::{Gate, gate_mode},
+    control::{Control, Gate, gate_mode},
     names,
 };
 
@@ -34,16 +34,26 @@ impl GateWord {
         let path = directory.map(names::CONTROL);
         let failed = || PinError::io(format!("read the gate of {}", path.display()));
         let control = Map::open_pinned(&path).map_err(failed())?;
-        let types = control.types().map_err(failed())?;
-        let types =
-            types.ok_or_else(|| failed()(io::Error::other("the map does not tell its types")))?;
-        let field = Shape::read(&types.btf, types.value).and_then(|shape| shape.field("gate"));
-        let field = field.map_err(|error| failed()(io::Error::other(error)))?;
+        let offset = match control.types() {
+            Ok(Some(types)) => {
+                let shape = Shape::read(&types.btf, types.value);
+                let field = shape.and_then(|shape| shape.field("gate"));
+                let field = field.map_err(|error| failed()(io::Error::other(error)))?;
+                field.start
+            }
+            Ok(None) => {
+                return Err(failed()(io::Error::other(
+                    "the map does not tell its types",
+                )));
+            }
+            // Types are read with CAP_SYS_ADMIN alone. Without it: where every version so far has it.
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+                offset_of!(Control, gate)
+            }
+            Err(error) => return Err(failed()(error)),
+        };
         let words = map(&control).map_err(failed())?;
-        Ok(Self {
-            words,
-            offset: field.start,
-        })
+        Ok(Self { words, offset })
     }
 
     /// What the word says now.
