@@ -4,7 +4,7 @@ use std::{collections::BTreeSet, net::IpAddr};
 
 use lb_tests::{
     kubernetes::{client::Answer, cluster::PATIENCE, load::SNAT, objects, say, space::Space},
-    netns::poll_until,
+    netns::{poll_until, text},
 };
 
 use crate::take;
@@ -32,9 +32,13 @@ fn pods_of_the_edge_node_go_by_kube_proxy_while_clients_go_by_sluice() {
             address.to_owned()
         };
         let words = format!("exec local -- /pod-server get -n 20 http://{host}:80/");
-        // kube-proxy may hear of the second pod later than we do.
+        // kube-proxy may hear of the pods later than we do; until then it refuses.
         let printed = poll_until("every pod's answer by kube-proxy", PATIENCE, || {
-            let printed = space.kubectl(&words);
+            let output = space.try_kubectl(&words);
+            if !output.status.success() {
+                return None;
+            }
+            let printed = text(&output.stdout);
             let all = pods.iter().all(|pod| printed.contains(pod.as_str()));
             all.then_some(printed)
         });

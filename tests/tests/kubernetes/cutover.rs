@@ -7,7 +7,7 @@ use lb_tests::{
         client::Answer,
         cluster::{Cluster, Finally, PATIENCE},
         detach::Detach,
-        load::{Load, SNAT},
+        load::{Load, Protocol, SNAT},
         objects, say,
         sessions::Sessions,
         space::{Pair, Space},
@@ -134,8 +134,13 @@ fn connections_of_kube_proxy_and_of_sluice_outlive_the_other() {
     last.check("by kube-proxy again");
     assert!(!detach.is_done(), "flows are there: {}", detach.log());
 
-    // Its last flows end, and with them its work.
+    // Its last flows end, and with them its work. A UDP client that came by a port again would keep its flow.
     drop(new);
+    unharmed(load, "new connections while Sluice comes and leaves");
+    let load = Load::start(
+        &cluster.client(),
+        &vips.at(80).map(|server| (Protocol::Tcp, server)),
+    );
     detach.wait_done();
     say(&format!(
         "lbctl detach said: {}",
@@ -145,7 +150,7 @@ fn connections_of_kube_proxy_and_of_sluice_outlive_the_other() {
     old.check("by kube-proxy, Sluice gone");
     last.check("by kube-proxy again, Sluice gone");
     wait_balanced_by(&space, vips, NODE, "Sluice gone");
-    unharmed(load, "new connections through all of it");
+    unharmed(load, "new connections while it is removed");
     let programs = cluster.node("edge1", &["bpftool", "net"]);
     assert!(!programs.contains("lb_"), "{programs}");
     drop(again);
