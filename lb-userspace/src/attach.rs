@@ -15,7 +15,7 @@ use std::{
 
 use tracing::{debug, info, warn};
 
-pub use self::pinned::{link_name, parse_link_name};
+pub use self::pinned::{detach, link_name, parse_link_name};
 
 use self::pinned::{Pinned, chains, prefix, program};
 use crate::{

@@ -119,6 +119,7 @@ mod command {
     pub(super) const BTF_GET_FD_BY_ID: u32 = 19;
     pub(super) const LINK_CREATE: u32 = 28;
     pub(super) const LINK_UPDATE: u32 = 29;
+    pub(super) const LINK_DETACH: u32 = 34;
     pub(super) const LOOKUP_AND_DELETE_ELEM: u32 = 21;
     pub(super) const LOOKUP_BATCH: u32 = 24;
     pub(super) const UPDATE_BATCH: u32 = 26;

@@ -5,7 +5,10 @@ use std::{io, path::Path};
 
 use lb_common::names::{LB_EGRESS, LB_INGRESS, LB_XDP};
 
-use crate::kernel::{self, Hook, Link, LinkInfo, ProgramInfo};
+use crate::{
+    kernel::{self, Hook, Link, LinkInfo, ProgramInfo},
+    pins::PinDirectory,
+};
 
 /// Name of the pin of the link that holds a hook of a device.
 pub fn link_name(hook: Hook, ifindex: u32) -> String {
@@ -88,6 +91,28 @@ pub(super) fn open(path: &Path, hook: Hook, ifindex: u32) -> io::Result<Pinned> 
         None if info.ifindex != ifindex => Pinned::Dead,
         None => Pinned::Ours(link, info),
     })
+}
+
+/// Takes every program of ours that a directory's links hold off its device, before the call returns.
+/// The pins stay.
+///
+/// # Errors
+///
+/// The link that cannot be opened or detached, by its pin.
+pub fn detach(pins: &PinDirectory) -> io::Result<()> {
+    for name in pins.links() {
+        let Some((hook, ifindex)) = parse_link_name(&name) else {
+            continue;
+        };
+        let path = pins.link(&name);
+        let named = |error: io::Error| {
+            io::Error::new(error.kind(), format!("detach {}: {error}", path.display()))
+        };
+        if let Pinned::Ours(link, _) = open(&path, hook, ifindex).map_err(named)? {
+            link.detach().map_err(named)?;
+        }
+    }
+    Ok(())
 }
 
 /// Why a link is not ours, if it is not. Pure.

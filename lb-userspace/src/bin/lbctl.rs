@@ -13,6 +13,7 @@ use anyhow::{Context as _, bail};
 use clap::{Args, CommandFactory as _, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 use lb_userspace::{
+    attach,
     dataplane::{Dataplane as _, bpf::BpfDataplane},
     pins::{self, PinDirectory},
     preflight,
@@ -352,14 +353,20 @@ fn detach(
     let _lock = preflight::lock(&lock.lock_file)?;
     let root = pins.path().parent().unwrap_or(pins.path());
     let serves = PinDirectory::find(root)?.first() == Some(pins);
-    pins.remove()?;
-    writeln!(writer, "removed {}", pins.path().display())?;
+    remove(pins, writer)?;
     // Rests of an agent that died while it changed the layout must not begin to serve now.
     let rests = PinDirectory::all(root)?.into_iter().filter(|_| serves);
     for rest in rests {
-        rest.remove()?;
-        writeln!(writer, "removed {}", rest.path().display())?;
+        remove(&rest, writer)?;
     }
+    Ok(())
+}
+
+/// Once this returns no packet meets the programs.
+fn remove(pins: &PinDirectory, writer: &mut dyn Write) -> anyhow::Result<()> {
+    attach::detach(pins)?;
+    pins.remove()?;
+    writeln!(writer, "removed {}", pins.path().display())?;
     Ok(())
 }
 

@@ -177,6 +177,20 @@ impl Link {
         unsafe { bpf(command::LINK_UPDATE, &mut attr) }.map(drop)
     }
 
+    /// Takes the program off its hook before the call returns. A link whose last pin or descriptor
+    /// goes is taken off by a kernel worker, some time after.
+    ///
+    /// # Errors
+    ///
+    /// Those of `BPF_LINK_DETACH` (Linux 5.9). A link whose device is gone is success.
+    pub fn detach(&self) -> io::Result<()> {
+        let mut attr = DetachAttr {
+            link_fd: raw(self.as_fd()),
+        };
+        // SAFETY: the structure holds no pointer.
+        unsafe { bpf(command::LINK_DETACH, &mut attr) }.map(drop)
+    }
+
     /// What the kernel says the link is.
     ///
     /// # Errors
@@ -294,6 +308,12 @@ struct UpdateAttr {
     new_prog_fd: u32,
     flags: u32,
     old_prog_fd: u32,
+}
+
+/// `union bpf_attr`, `BPF_LINK_DETACH`.
+#[repr(C)]
+struct DetachAttr {
+    link_fd: u32,
 }
 
 /// `union bpf_attr`, `BPF_PROG_QUERY`.
