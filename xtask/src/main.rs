@@ -96,44 +96,7 @@ enum Task {
     /// Measure the data path, and the way to its tables
     Bench {
         #[command(subcommand)]
-        what: Bench,
-    },
-}
-
-#[derive(Subcommand)]
-enum Bench {
-    /// Time per packet, in the kernel, without a network
-    Micro {
-        /// Timed calls per row, over which medians are taken
-        #[arg(long)]
-        rounds: Option<u32>,
-        /// Write the rows to this file too, as JSON
-        #[arg(long)]
-        json: Option<PathBuf>,
-    },
-    /// Time from a change of Services to the kernel's tables, without a cluster
-    Control {
-        /// Numbers of Services
-        #[arg(long, value_delimiter = ',')]
-        services: Vec<u32>,
-        /// Write the rows to this file too, as JSON
-        #[arg(long)]
-        json: Option<PathBuf>,
-    },
-    /// Time from a change in a real API server to the kernel's tables
-    Programming {
-        /// Number of Services
-        #[arg(long, default_value_t = 10_000)]
-        services: u32,
-        /// Endpoints of each
-        #[arg(long, default_value_t = 5)]
-        endpoints: u32,
-        /// Changes of one endpoint
-        #[arg(long, default_value_t = 500)]
-        changes: u32,
-        /// Write the figures to this file too, as JSON
-        #[arg(long)]
-        json: Option<PathBuf>,
+        part: bench::Part,
     },
 }
 
@@ -165,21 +128,7 @@ fn main() -> ExitCode {
         Task::DemoClient(arguments) => demo::client::ask(&arguments),
         Task::Cluster { task } => cluster::cluster(task),
         Task::Image { name, programs } => image::image(&name, programs.as_deref()),
-        Task::Bench {
-            what: Bench::Micro { rounds, json },
-        } => bench::micro(rounds, json.as_deref()),
-        Task::Bench {
-            what: Bench::Control { services, json },
-        } => bench::control(&services, json.as_deref()),
-        Task::Bench {
-            what:
-                Bench::Programming {
-                    services,
-                    endpoints,
-                    changes,
-                    json,
-                },
-        } => bench::programming(services, endpoints, changes, json.as_deref()),
+        Task::Bench { part } => bench::bench(&part),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
