@@ -111,7 +111,35 @@ fn lb_devmap_xmit(ctx: TracePointContext) -> u32 {
 #[cfg(feature = "bench")]
 #[macros::xdp(frags)]
 fn lb_bench(ctx: XdpContext) -> u32 {
-    bench::run(&ctx)
+    bench::xdp(&ctx, |_| xdp::run(&ctx))
+}
+
+/// Measures the complete path; see [`bench`].
+#[cfg(feature = "bench")]
+#[macros::classifier]
+fn lb_bench_ingress(ctx: TcContext) -> i32 {
+    bench::tcx(ctx.skb.skb, || ingress::run(ctx.skb.skb))
+}
+
+/// Measures what leaves the node; see [`bench`].
+#[cfg(feature = "bench")]
+#[macros::classifier]
+fn lb_bench_egress(ctx: TcContext) -> i32 {
+    bench::tcx(ctx.skb.skb, || egress::run(ctx.skb.skb))
+}
+
+/// Measures the steps of a new flow; see [`bench::stages`].
+#[cfg(feature = "bench")]
+#[macros::xdp(frags)]
+fn lb_bench_stages(ctx: XdpContext) -> u32 {
+    bench::xdp(&ctx, |case| bench::stages::run(&ctx, case))
+}
+
+/// Measures the machine; see [`bench::reference`].
+#[cfg(feature = "bench")]
+#[macros::xdp(frags)]
+fn lb_bench_reference(ctx: XdpContext) -> u32 {
+    bench::xdp(&ctx, |_| bench::reference::run(&ctx))
 }
 
 /// Makes SYNs of random clients; see [`flood`].

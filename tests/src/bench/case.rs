@@ -49,12 +49,14 @@ pub(super) struct Row {
     pub(super) flags: u32,
     /// A power of two.
     pub(super) flows: u32,
+    /// Services they are spread over.
+    pub(super) services: u32,
     /// Iterations the wrapper has run for this row.
     pub(super) counter: u64,
     /// Nanoseconds per packet, gross, one for each timed call.
     pub(super) samples: Vec<f64>,
     /// Verdicts of all timed calls by number.
-    pub(super) verdicts: [u64; 8],
+    pub(super) verdicts: [u64; 16],
     /// Iterations of all timed calls.
     pub(super) iterations: u64,
 }
@@ -104,7 +106,7 @@ pub(super) fn rows(groups: &[Group], kernel: &Kernel) -> Result<Vec<Row>> {
             let spread = tcp(Purpose::Spread, v6, false)?;
             let mut row = established(spread, false, SERVICES);
             row.name = format!("{} of {SERVICES} services", row.name);
-            row.flags |= bench_flag::SPREAD;
+            row.services = SERVICES;
             rows.push(row);
         }
         for full_nat in [false, true] {
@@ -225,9 +227,10 @@ impl Row {
             port: OUTSIDE,
             flags: flags | if group.is_v6() { bench_flag::IPV6 } else { 0 },
             flows,
+            services: 1,
             counter: 0,
             samples: Vec::new(),
-            verdicts: [0; 8],
+            verdicts: [0; 16],
             iterations: 0,
         };
         row.set_frame(&group.question());

@@ -2,7 +2,7 @@
 
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 
-use lb_common::bench::client;
+use lb_common::bench::{client, service};
 use lb_userspace::tables::{FrontendId, Protocol, TableSet};
 
 use crate::{
@@ -86,7 +86,7 @@ pub(super) fn tables(groups: &[Group]) -> TableSet {
             1
         };
         for number in 0..services {
-            let vip = group.request(number).1;
+            let vip = group.vip(number);
             tables = tables.frontend(&format!("{vip}/{}", group.protocol).to_lowercase());
             if !group.full_nat {
                 tables = tables.keep_source();
@@ -153,14 +153,19 @@ impl Group {
     pub(super) fn request(&self, number: u32) -> (SocketAddr, SocketAddr) {
         let (port, offset) = client(number);
         let service = if self.purpose == Purpose::Spread {
-            number & 0xffff
+            service(number, SERVICES)
         } else {
             0
         };
         (
             SocketAddr::new(plus(self.client.ip(), offset), port),
-            SocketAddr::new(plus(self.vip.ip(), service), self.vip.port()),
+            self.vip(service),
         )
+    }
+
+    /// The frontend of a service.
+    fn vip(&self, service: u32) -> SocketAddr {
+        SocketAddr::new(plus(self.vip.ip(), service), self.vip.port())
     }
 
     /// Source and destination of a client's packet once it is rewritten. The reply is its reverse.

@@ -102,9 +102,11 @@ fn call(kernel: &Kernel, row: &mut Row, iterations: u32) -> Result<f64> {
     let case = BenchCase {
         header,
         counter: row.counter,
-        verdicts: [0; 8],
+        results: [0; 16],
         flow_mask: row.flows - 1,
         flags: row.flags,
+        services: row.services,
+        stage: 0,
     };
     kernel.map(BENCH)?.update(&0_u32, &case)?;
     row.counter += u64::from(iterations);
@@ -113,12 +115,12 @@ fn call(kernel: &Kernel, row: &mut Row, iterations: u32) -> Result<f64> {
     Ok(machine::cpu_time()? - before)
 }
 
-fn verdicts(kernel: &Kernel) -> Result<[u64; 8]> {
+fn verdicts(kernel: &Kernel) -> Result<[u64; 16]> {
     let case: BenchCase = kernel
         .map(BENCH)?
         .lookup(&0_u32)?
         .context("BENCH is empty")?;
-    Ok(case.verdicts)
+    Ok(case.results)
 }
 
 /// What the data path counted.
@@ -144,7 +146,7 @@ impl Counts {
 fn check(
     kind: Kind,
     iterations: u32,
-    verdicts: &[u64; 8],
+    verdicts: &[u64; 16],
     before: &Counts,
     after: &Counts,
 ) -> Result<()> {

@@ -1,0 +1,128 @@
+//! `lb_bench_stages`: the steps of a new flow up to one of them, in the order of [`path::new_flow`], and
+//! what the kernel takes for a bare insert. The result is the number of the last step taken.
+
+use core::mem::MaybeUninit;
+
+use aya_ebpf::{
+    EbpfContext as _,
+    bindings::BPF_NOEXIST,
+    btf_maps::{HashMap, LruHashMap},
+    macros::btf_map,
+    programs::XdpContext,
+};
+use lb_common::{
+    bench::{BenchCase, bench_flag, stage},
+    conntrack::Entry4,
+    flow::Flow4,
+    names::entries,
+};
+
+use crate::{
+    affinity, claim, clock, established,
+    family::{V4, V6},
+    flow_packet::{FlowPacket, Step},
+    forward,
+    frame::Frame,
+    gate,
+    packet::Packet,
+    path, removal, select, words,
+};
+
+#[btf_map]
+static BENCH_LRU: LruHashMap<Flow4, Entry4, { entries::EMBRYONIC_V4 }> = LruHashMap::new();
+#[btf_map]
+static BENCH_HASH: HashMap<Flow4, Entry4, { entries::EMBRYONIC_V4 }> = HashMap::new();
+
+/// One packet.
+#[inline(always)]
+pub(crate) fn run(ctx: &XdpContext, case: &BenchCase) -> u32 {
+    if case.stage >= stage::BARE_LRU {
+        return bare(ctx, case.stage);
+    }
+    if case.flags & bench_flag::IPV6 != 0 {
+        walk::<V6>(ctx, case.stage)
+    } else {
+        walk::<V4>(ctx, case.stage)
+    }
+}
+
+#[inline(always)]
+fn walk<F: Frame>(ctx: &XdpContext, last: u32) -> u32 {
+    let mut packet = MaybeUninit::uninit();
+    // SAFETY: plain numbers.
+    let packet = unsafe { words::zeroed::<FlowPacket<F::Flow>>(&mut packet) };
+    if F::parse(Packet::new(ctx.data(), ctx.data_end()), packet).is_err() {
+        return stage::ASTRAY;
+    }
+    if last == stage::PARSE {
+        return stage::PARSE;
+    }
+    packet.now = clock::tick();
+    // SAFETY: the context of the running program.
+    packet.ingress = unsafe { (*ctx.ctx).ingress_ifindex };
+    let mut entry = MaybeUninit::uninit();
+    // SAFETY: an entry of zeroes is valid.
+    let entry = unsafe { words::zeroed::<F::Entry>(&mut entry) };
+    let found = established::find::<F>(packet, gate::read().route_generation(), entry);
+    if path::known_flow::<F>(packet, found, entry) != Step::MISS {
+        return stage::ASTRAY;
+    }
+    if last == stage::MISS {
+        return stage::MISS;
+    }
+    let chosen = select::choose::<F>(packet, entry);
+    if chosen != Step::CHOSEN && chosen != Step::CHOSEN_KEEPING_SOURCE {
+        return stage::ASTRAY;
+    }
+    if last == stage::CHOOSE {
+        return stage::CHOOSE;
+    }
+    if forward::refresh::<F, true>(ctx.as_ptr(), packet, entry) != Step::FORWARD {
+        return stage::ASTRAY;
+    }
+    if last == stage::ROUTE {
+        return stage::ROUTE;
+    }
+    if chosen == Step::CHOSEN_KEEPING_SOURCE {
+        forward::settle_mode::<F, true>(ctx.as_ptr(), packet, entry);
+    }
+    if last == stage::MODE {
+        return stage::MODE;
+    }
+    if claim::claim_reply::<F>(packet, entry) != Step::FORWARD {
+        return stage::ASTRAY;
+    }
+    if last == stage::CLAIM {
+        return stage::CLAIM;
+    }
+    removal::retire::<F>(packet.now);
+    if claim::insert_forward::<F>(packet, entry) != Step::FORWARD {
+        return stage::ASTRAY;
+    }
+    affinity::note::<F>(packet, entry);
+    stage::INSERT
+}
+
+/// Parses, then makes one entry of zeroes for a flow nobody has seen.
+#[inline(always)]
+fn bare(ctx: &XdpContext, which: u32) -> u32 {
+    let mut packet = MaybeUninit::uninit();
+    // SAFETY: plain numbers.
+    let packet = unsafe { words::zeroed::<FlowPacket<Flow4>>(&mut packet) };
+    if V4::parse(Packet::new(ctx.data(), ctx.data_end()), packet).is_err() {
+        return stage::ASTRAY;
+    }
+    let mut entry = MaybeUninit::uninit();
+    // SAFETY: an entry of zeroes is valid.
+    let entry = unsafe { words::zeroed::<Entry4>(&mut entry) };
+    let inserted = if which == stage::BARE_LRU {
+        BENCH_LRU.insert(packet.flow, &*entry, BPF_NOEXIST as u64)
+    } else {
+        BENCH_HASH.insert(packet.flow, &*entry, BPF_NOEXIST as u64)
+    };
+    if inserted.is_ok() {
+        which
+    } else {
+        stage::ASTRAY
+    }
+}
