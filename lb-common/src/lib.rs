@@ -24,6 +24,7 @@ pub mod names;
 pub mod reason;
 pub mod refusal;
 pub mod service;
+pub mod stream;
 pub mod traffic;
 pub mod wire;
 

@@ -51,6 +51,8 @@ mod serving;
 mod skb;
 mod source;
 mod stats;
+#[cfg(feature = "bench")]
+mod stream;
 mod subprogram;
 mod tables;
 mod tell;
@@ -58,6 +60,8 @@ mod trace;
 mod words;
 mod xdp;
 
+#[cfg(feature = "bench")]
+use aya_ebpf::bindings::xdp_action;
 use aya_ebpf::{
     macros,
     programs::{TcContext, TracePointContext, XdpContext},
@@ -154,6 +158,41 @@ fn lb_flood(ctx: XdpContext) -> u32 {
 #[macros::xdp]
 fn lb_flood_guard(ctx: XdpContext) -> u32 {
     flood::guard(&ctx)
+}
+
+/// Makes packets of established flows; see [`stream`].
+#[cfg(feature = "bench")]
+#[macros::xdp]
+fn lb_stream(ctx: XdpContext) -> u32 {
+    stream::run(&ctx)
+}
+
+/// Counts and drops them; see [`stream`].
+#[cfg(feature = "bench")]
+#[macros::xdp]
+fn lb_stream_sink(ctx: XdpContext) -> u32 {
+    stream::sink(&ctx)
+}
+
+/// Sends them back; see [`stream`].
+#[cfg(feature = "bench")]
+#[macros::xdp]
+fn lb_stream_reflect(_ctx: XdpContext) -> u32 {
+    xdp_action::XDP_TX
+}
+
+/// Sends them on; see [`stream`].
+#[cfg(feature = "bench")]
+#[macros::xdp]
+fn lb_stream_redirect(_ctx: XdpContext) -> u32 {
+    stream::redirect()
+}
+
+/// Sends them on by a map; see [`stream`].
+#[cfg(feature = "bench")]
+#[macros::xdp]
+fn lb_stream_devmap(_ctx: XdpContext) -> u32 {
+    stream::redirect_by_map()
 }
 
 /// Keeps reachable panics out: a program that can come here does not load.

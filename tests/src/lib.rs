@@ -27,4 +27,5 @@ pub mod programming;
 pub mod race;
 pub mod require;
 pub mod run;
+pub mod stream;
 pub mod tables;
