@@ -131,12 +131,23 @@ impl Expiry {
     ///
     /// If a table cannot be read or the program cannot be run. What was done stays done.
     pub fn pass(&mut self, overdue: &BTreeSet<MemberKey>) -> io::Result<Pass> {
+        let pass = self.pass_over_flows(overdue)?;
+        self.next_hops.retire(&pass.in_use.next_hops)?;
+        Ok(pass)
+    }
+
+    /// As [`Self::pass`], but leaves next hops alone: two processes must not give one back. What it does to
+    /// flows is compared before it is done, so that an agent may start meanwhile.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::pass`].
+    pub fn pass_over_flows(&self, overdue: &BTreeSet<MemberKey>) -> io::Result<Pass> {
         let mut pass = Pass::default();
         // A flow moves from embryonic to established: read in this order, it is seen once at least.
         self.note_embryonic(&mut pass.in_use, &mut pass.flows)?;
         self.pass_over::<Flow4, Entry4, Idle4>(&self.flows_v4, overdue, &mut pass)?;
         self.pass_over::<Flow6, Entry6, Idle6>(&self.flows_v6, overdue, &mut pass)?;
-        self.next_hops.retire(&pass.in_use.next_hops)?;
         Ok(pass)
     }
 

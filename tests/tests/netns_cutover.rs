@@ -3,7 +3,10 @@
 //! The other is a few rules of nftables that do what a kube-proxy's do: a random backend, the node's own
 //! address in place of the client's.
 
-use std::{collections::BTreeSet, time::Duration};
+use std::{
+    collections::BTreeSet,
+    time::{Duration, Instant},
+};
 
 use lb_common::reason::Reason;
 use lb_tests::{
@@ -114,6 +117,14 @@ impl Sessions {
         }
     }
 
+    /// Asks those whose turn it is: one in `turns`. Whoever is there answers.
+    fn ask_every(&self, turns: usize, turn: u32) {
+        let turn = usize::try_from(turn).expect("few turns");
+        for (session, _) in self.0.iter().skip(turn % turns).step_by(turns) {
+            session.ask("again");
+        }
+    }
+
     /// Whom the backends see, and how many backends there are.
     fn seen(&self) -> (BTreeSet<&str>, usize) {
         let words = self.0.iter().filter_map(|(_, first)| first.split_once(' '));
@@ -148,6 +159,11 @@ fn detach(node: &Node<'_>) -> Process {
         .args(["detach", "--udp-idle", "2", "--lock-file"])
         .arg(node.lock_file());
     Process::spawn(&mut command)
+}
+
+#[expect(clippy::disallowed_methods, reason = "a test's own clock")]
+fn clock() -> Instant {
+    Instant::now()
 }
 
 #[test]
@@ -203,13 +219,21 @@ fn sluice_comes_and_goes_beside_another_balancer() {
     assert_flowing(&new_downloads, "new, while leaving");
     assert!(leaving.ended().is_none(), "{}", leaving.output());
 
-    // Its own flows end, and with them its work. Those of the stack do not keep it.
-    drop((new, new_downloads));
-    let status = poll_until("the end of detach", Duration::from_secs(30), || {
+    // Its own flows end, and with them its work. Those of the stack do not keep it, nor do clients of which
+    // some one always asks: each is silent for long enough.
+    drop(new_downloads);
+    let start = clock();
+    let mut asked = 0;
+    let status = poll_until("the end of detach", Duration::from_secs(60), || {
         old.assert_unmoved("old, to the end");
         last.assert_unmoved("last, to the end");
+        if start.elapsed() > asked * Duration::from_secs(1) {
+            new.ask_every(4, asked);
+            asked += 1;
+        }
         leaving.ended()
     });
+    drop(new);
     assert!(status.success(), "{}", leaving.output());
     assert!(leaving.output().contains("removed"), "{}", leaving.output());
     let attached = world.lb.run("bpftool", ["net"]);

@@ -1,11 +1,16 @@
 //! Which halves go. Pure.
 
+use std::time::Duration;
+
 use lb_common::{
     conntrack::{Head, state, ticks_since},
     flow::protocol,
 };
 
 use crate::config::Timeouts;
+
+/// The longest time stamps can tell: 24 bits are all they have, half of them before their wrap.
+const NEVER: u32 = lb_common::conntrack::TICK_MASK / 2;
 
 /// Idle times in ticks.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -31,6 +36,15 @@ impl IdleTicks {
         }
     }
 
+    /// Of UDP alone: TCP has an end of its own, which whoever has no configuration waits for.
+    pub fn udp_alone(udp: Duration, tick_seconds: f64) -> Self {
+        Self {
+            tcp: NEVER,
+            udp: to_ticks(udp, tick_seconds),
+            closed: NEVER,
+        }
+    }
+
     /// Idle time after which a half of this state may be given up.
     pub(super) const fn of(&self, number: u8, half_state: u8) -> u32 {
         if state::is_closed(half_state) {
@@ -44,16 +58,15 @@ impl IdleTicks {
 }
 
 /// A time in ticks, rounded up, at least one.
-pub fn to_ticks(time: std::time::Duration, tick_seconds: f64) -> u32 {
+pub fn to_ticks(time: Duration, tick_seconds: f64) -> u32 {
     let ticks = (time.as_secs_f64() / tick_seconds).ceil();
-    // A float's conversion saturates; 24 bits are all a stamp has, half of them before its wrap.
     #[expect(
         clippy::cast_possible_truncation,
         clippy::cast_sign_loss,
         reason = "saturates"
     )]
     let ticks = ticks as u32;
-    ticks.clamp(1, lb_common::conntrack::TICK_MASK / 2)
+    ticks.clamp(1, NEVER)
 }
 
 /// What to do with a half.
@@ -100,8 +113,6 @@ pub(super) fn decide(
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use lb_common::conntrack::state::{CLOSED, CONDEMNED, ESTABLISHED, FIN};
 
     use super::*;

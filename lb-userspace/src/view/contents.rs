@@ -1,6 +1,6 @@
 //! What was read from the maps, before anyone interprets it.
 
-use std::{collections::BTreeMap, net::IpAddr};
+use std::{collections::BTreeMap, net::IpAddr, time::Duration};
 
 use lb_common::{
     addr::{Addr4, Addr6},
@@ -91,6 +91,11 @@ pub struct Clock {
 }
 
 impl Clock {
+    /// Length of a tick in seconds.
+    pub const fn tick_seconds(self) -> f64 {
+        Duration::from_millis(self.tick_ms).as_secs_f64()
+    }
+
     /// Seconds since a stamp, as near as the tick tells. A stamp ahead of the clock is "now".
     pub const fn seconds_since(self, stamp: u32) -> u64 {
         let ticks = ticks_since(self.now, stamp);

@@ -4,25 +4,22 @@
 
 use std::{
     io::{self, BufWriter, Write},
-    path::{Path, PathBuf},
+    path::PathBuf,
     process::ExitCode,
     time::{Duration, Instant},
 };
 
-use anyhow::{Context as _, bail};
+use anyhow::Context as _;
 use clap::{Args, CommandFactory as _, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 use lb_userspace::{
-    attach,
-    dataplane::{Dataplane as _, bpf::BpfDataplane},
     pins::{self, PinDirectory},
-    preflight,
     view::{
         backends::{self, BackendLine},
         catalog::{self, View},
         counters::{self, Count},
         drain, dump,
-        flows::{self, Endpoint, Filter, FlowLine, Table},
+        flows::{self, Endpoint, Filter, FlowLine},
         layout,
         read::{self, Reader},
         render::{self, Output, Sheet},
@@ -31,6 +28,10 @@ use lb_userspace::{
         usage,
     },
 };
+
+use detach::{Detach, Patience};
+
+mod detach;
 
 /// Shows and removes the load balancer's data path on this node.
 #[derive(Debug, Parser)]
@@ -84,7 +85,7 @@ enum Command {
         /// Give up after SECONDS; new flows stay with the stack
         #[arg(long, value_name = "SECONDS")]
         timeout: Option<u64>,
-        /// UDP flows without a packet for SECONDS have ended
+        /// A UDP flow without a packet for SECONDS has ended: what comes then goes to the stack
         #[arg(long, value_name = "SECONDS", default_value_t = 180)]
         udp_idle: u64,
         #[command(flatten)]
@@ -229,11 +230,16 @@ fn run(cli: Cli, writer: &mut dyn Write) -> anyhow::Result<()> {
             udp_idle,
             lock,
         } => {
-            let patience = Patience {
-                timeout: timeout.map(Duration::from_secs),
-                udp_idle,
+            let detach = Detach {
+                reader: &reader,
+                pins,
+                lock_file: &lock.lock_file,
+                patience: (!force).then_some(Patience {
+                    timeout: timeout.map(Duration::from_secs),
+                    udp_idle: Duration::from_secs(udp_idle),
+                }),
             };
-            detach(&reader, pins, force, &patience, &lock, writer)
+            detach.run(writer)
         }
         Command::Completions { .. } => Ok(()),
     }
@@ -319,95 +325,6 @@ fn status(
         established_flows: drain::remaining(&contents.halves),
         maps: usage::usage(&contents, &reader.infos()?),
     })
-}
-
-/// What [`detach`] waits for.
-struct Patience {
-    timeout: Option<Duration>,
-    /// In seconds.
-    udp_idle: u64,
-}
-
-/// Removes the data path; unless forced, once the last flow has ended.
-fn detach(
-    reader: &Reader,
-    pins: &PinDirectory,
-    force: bool,
-    patience: &Patience,
-    lock: &LockArgs,
-    writer: &mut dyn Write,
-) -> anyhow::Result<()> {
-    if read::is_locked(&lock.lock_file).unwrap_or(false) {
-        bail!("the agent runs and would attach again: stop it first");
-    }
-    if !force {
-        let mut dataplane = BpfDataplane::open_pinned(pins)?;
-        for op in drain::drain(&dataplane.dump()?) {
-            dataplane.apply(&op)?;
-        }
-        writeln!(writer, "new flows go to the node's stack")?;
-        writer.flush()?;
-        wait_for_flows(reader, patience, &lock.lock_file, writer)?;
-    }
-    // An agent that starts now would attach again what is being removed.
-    let _lock = preflight::lock(&lock.lock_file)?;
-    let root = pins.path().parent().unwrap_or(pins.path());
-    let serves = PinDirectory::find(root)?.first() == Some(pins);
-    remove(pins, writer)?;
-    // Rests of an agent that died while it changed the layout must not begin to serve now.
-    let rests = PinDirectory::all(root)?.into_iter().filter(|_| serves);
-    for rest in rests {
-        remove(&rest, writer)?;
-    }
-    Ok(())
-}
-
-/// Once this returns no packet meets the programs.
-fn remove(pins: &PinDirectory, writer: &mut dyn Write) -> anyhow::Result<()> {
-    attach::detach(pins)?;
-    pins.remove()?;
-    writeln!(writer, "removed {}", pins.path().display())?;
-    Ok(())
-}
-
-/// Waits until no flow is left that would break, and tells when their number changes.
-fn wait_for_flows(
-    reader: &Reader,
-    patience: &Patience,
-    lock_file: &Path,
-    writer: &mut dyn Write,
-) -> anyhow::Result<()> {
-    let start = now();
-    let mut told = None;
-    loop {
-        if read::is_locked(lock_file).unwrap_or(false) {
-            bail!("an agent was started, and serves new flows again: stop it first");
-        }
-        // Embryonic before established: a flow promoted between the two readings is in the latter.
-        let mut halves = reader.halves(Table::Embryonic)?;
-        halves.extend(reader.halves(Table::Established)?);
-        let remaining = drain::holding(&halves, reader.clock(), patience.udp_idle);
-        // Once more after a pause: a handshake or the last acknowledgements may be on their way.
-        if remaining == 0 && told == Some(0) {
-            return Ok(());
-        }
-        if told != Some(remaining) {
-            writeln!(writer, "flows: {remaining}")?;
-            writer.flush()?;
-            told = Some(remaining);
-        }
-        if remaining != 0
-            && patience
-                .timeout
-                .is_some_and(|timeout| start.elapsed() >= timeout)
-        {
-            bail!(
-                "flows: {remaining}; they go on. Repeat to wait for them, \
-                 use --force to break them, or start the agent to serve new flows again"
-            );
-        }
-        std::thread::sleep(Duration::from_secs(1));
-    }
 }
 
 fn unknown_map(name: &str) -> String {
