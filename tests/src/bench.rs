@@ -20,7 +20,7 @@ mod case;
 mod flows;
 mod group;
 mod kernel;
-mod machine;
+pub mod machine;
 mod memory;
 mod report;
 mod round;

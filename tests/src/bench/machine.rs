@@ -24,6 +24,15 @@ pub(super) fn quiet() -> Result<()> {
     };
     cpus.set(cpu)?;
     sched_setaffinity(Pid::from_raw(0), &cpus).context("stay on one CPU")?;
+    go_first()
+}
+
+/// Puts this thread before all others, and those it starts from now on.
+///
+/// # Errors
+///
+/// `renice` fails.
+pub fn go_first() -> Result<()> {
     let status = std::process::Command::new("renice")
         .args(["-n", NICE, "-p", &gettid().to_string()])
         .stdout(std::process::Stdio::null())
@@ -45,7 +54,8 @@ pub(super) fn cpu_time() -> Result<f64> {
 }
 
 /// How busy the machine is.
-pub(super) struct Load {
+#[derive(Debug)]
+pub struct Load {
     average: String,
     /// Ticks the hypervisor took from all CPUs, and all ticks.
     stolen: u64,
@@ -54,7 +64,11 @@ pub(super) struct Load {
 
 impl Load {
     /// As of now.
-    pub(super) fn now() -> Result<Self> {
+    ///
+    /// # Errors
+    ///
+    /// `/proc` does not tell.
+    pub fn now() -> Result<Self> {
         let average = fs::read_to_string("/proc/loadavg").context("read /proc/loadavg")?;
         let stat = fs::read_to_string("/proc/stat").context("read /proc/stat")?;
         // cpu user nice system idle iowait irq softirq steal ...: proc_stat(5).
@@ -74,7 +88,11 @@ impl Load {
 }
 
 /// Kernel, CPU, and the load before and after.
-pub(super) fn describe(before: &Load) -> Result<String> {
+///
+/// # Errors
+///
+/// `/proc` does not tell.
+pub fn describe(before: &Load) -> Result<String> {
     let after = Load::now()?;
     let kernel = fs::read_to_string("/proc/sys/kernel/osrelease")?;
     let cpu = fs::read_to_string("/proc/cpuinfo")?;
