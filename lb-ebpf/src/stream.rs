@@ -44,6 +44,9 @@ static STREAM_DEVICES: DevMap<1> = DevMap::new();
 const IP: usize = size_of::<EthHdr>();
 const V4: usize = FRAME_WORDS_V4 * 4;
 const V6: usize = FRAME_WORDS * 4;
+/// Headers of a TCP frame: routers take Ethernet's padding off.
+const TCP_V4: usize = IP + size_of::<Ipv4Hdr>() + size_of::<TcpHdr>();
+const TCP_V6: usize = IP + size_of::<Ipv6Hdr>() + size_of::<TcpHdr>();
 
 /// Offsets in an IPv4 frame.
 mod v4 {
@@ -204,15 +207,16 @@ fn is_expected(ctx: *mut xdp_md, expected: &Expected) -> Option<bool> {
     } else {
         protocol::TCP
     };
+    let verify = expected.flags & stream_flag::VERIFY != 0;
     if is_v6 && kind == EtherType::Ipv6 as u16 {
-        let view = packet.view::<V6>()?;
+        let view = packet.view::<TCP_V6>()?;
         let is_right = view.u8::<{ v6::TTL }>() as u32 == expected.ttl && ends6(view, expected);
-        let is_whole = expected.flags & stream_flag::VERIFY == 0 || adds_up6(view, number);
+        let is_whole = !verify || adds_up6(packet, view, number)?;
         (view.u8::<{ v6::PROTOCOL }>() == number).then_some(is_right && is_whole)
     } else if !is_v6 && kind == EtherType::Ipv4 as u16 {
-        let view = packet.view::<V4>()?;
+        let view = packet.view::<TCP_V4>()?;
         let is_right = view.u8::<{ v4::TTL }>() as u32 == expected.ttl && ends4(view, expected);
-        let is_whole = expected.flags & stream_flag::VERIFY == 0 || adds_up4(view, number);
+        let is_whole = !verify || adds_up4(packet, view, number)?;
         (view.u8::<{ v4::PROTOCOL }>() == number).then_some(is_right && is_whole)
     } else {
         None
@@ -220,7 +224,7 @@ fn is_expected(ctx: *mut xdp_md, expected: &Expected) -> Option<bool> {
 }
 
 #[inline(always)]
-fn ends4(view: View<V4>, expected: &Expected) -> bool {
+fn ends4(view: View<TCP_V4>, expected: &Expected) -> bool {
     let source = (view.u32::<{ v4::SOURCE }>(), view.u16::<{ v4::PORTS }>());
     let destination = (
         view.u32::<{ v4::DESTINATION }>(),
@@ -235,7 +239,7 @@ fn ends4(view: View<V4>, expected: &Expected) -> bool {
 }
 
 #[inline(always)]
-fn ends6(view: View<V6>, expected: &Expected) -> bool {
+fn ends6(view: View<TCP_V6>, expected: &Expected) -> bool {
     const FROM: usize = v6::SOURCE;
     const TO: usize = v6::DESTINATION;
     let source = view.words::<{ FROM - 12 }, { FROM - 8 }, { FROM - 4 }, FROM>();
@@ -260,30 +264,33 @@ fn are_near(port: u16, varying: u32, expected: &Expected) -> bool {
     port as u32 == expected.port && offset < ADDRESSES
 }
 
-/// Whether both checksums are right: each sum with its checksum in it is all ones.
+/// Whether both checksums are right: each sum with its checksum in it is all ones. `None` if a datagram is
+/// shorter than the generator's.
 #[inline(always)]
-fn adds_up4(view: View<V4>, number: u8) -> bool {
+fn adds_up4(packet: Packet, view: View<TCP_V4>, number: u8) -> Option<bool> {
     let addresses = sum!(view; 26 28 30 32);
     let header = sum!(view; 14 16 18 20 22 24) + addresses;
     let mut transport = addresses + sum!(view; 34 36 38 40 42 44 46 48 50 52);
     let mut length = 20;
     if number == protocol::UDP {
+        let view = packet.view::<V4>()?;
         transport += sum!(view; 54 56 58);
         length = 26;
     }
-    fold(header) == 0 && fold(transport + pseudo(number, length)) == 0
+    Some(fold(header) == 0 && fold(transport + pseudo(number, length)) == 0)
 }
 
 #[inline(always)]
-fn adds_up6(view: View<V6>, number: u8) -> bool {
+fn adds_up6(packet: Packet, view: View<TCP_V6>, number: u8) -> Option<bool> {
     let mut transport = sum!(view; 22 24 26 28 30 32 34 36 38 40 42 44 46 48 50 52)
         + sum!(view; 54 56 58 60 62 64 66 68 70 72);
     let mut length = 20;
     if number == protocol::UDP {
+        let view = packet.view::<V6>()?;
         transport += sum!(view; 74);
         length = 22;
     }
-    fold(transport + pseudo(number, length)) == 0
+    Some(fold(transport + pseudo(number, length)) == 0)
 }
 
 /// Protocol and length of the pseudo-header.
