@@ -14,6 +14,7 @@ use std::{
         unix::ffi::OsStrExt as _,
     },
     path::Path,
+    sync::OnceLock,
 };
 
 use lb_common::wire::Wire;
@@ -96,12 +97,17 @@ pub fn pin(object: BorrowedFd<'_>, path: &Path) -> io::Result<()> {
 /// If sysfs is not mounted or says something unexpected.
 pub fn possible_cpus() -> io::Result<usize> {
     const POSSIBLE: &str = "/sys/devices/system/cpu/possible";
+    /// It stays the same until the machine is started again.
+    static KNOWN: OnceLock<usize> = OnceLock::new();
+    if let Some(known) = KNOWN.get() {
+        return Ok(*known);
+    }
     let text = std::fs::read_to_string(POSSIBLE)?;
     let last = text.trim().rsplit(['-', ',']).next().unwrap_or_default();
     let last: usize = last
         .parse()
         .map_err(|error| invalid(format!("{POSSIBLE}: {error}")))?;
-    Ok(last + 1)
+    Ok(*KNOWN.get_or_init(|| last + 1))
 }
 
 /// `enum bpf_cmd`, the part used here.
