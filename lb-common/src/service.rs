@@ -181,6 +181,8 @@ pub mod member_flag {
     pub const CLUSTER: u32 = 1;
     /// In the local set.
     pub const LOCAL: u32 = 1 << 1;
+    /// In either set: takes new flows.
+    pub const SELECTED: u32 = CLUSTER | LOCAL;
     /// Serving: UDP flows may stay.
     pub const SERVING: u32 = 1 << 2;
 }

@@ -184,8 +184,7 @@ fn is_over<F: Family>(packet: &FlowPacket<F::Flow>, out: &F::Entry, replied: boo
         backend: out.backend(),
     };
     // SAFETY: copied at once.
-    unsafe { MEMBERS.get(key) }
-        .is_none_or(|m| m.flags & (member_flag::CLUSTER | member_flag::LOCAL) == 0)
+    unsafe { MEMBERS.get(key) }.is_none_or(|m| m.flags & member_flag::SELECTED == 0)
 }
 
 /// Whether a client's packet shows that it received what the backend sent. A spoofed one cannot know

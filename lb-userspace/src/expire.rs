@@ -232,8 +232,7 @@ impl Expiry {
         let mut back = BTreeSet::new();
         for key in overdue {
             let member = self.members.lookup::<MemberKey, Member>(key)?;
-            let takes_new = member_flag::CLUSTER | member_flag::LOCAL;
-            if member.is_some_and(|member| member.flags & takes_new != 0) {
+            if member.is_some_and(|member| member.flags & member_flag::SELECTED != 0) {
                 back.insert(*key);
             }
         }

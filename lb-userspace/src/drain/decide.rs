@@ -185,7 +185,7 @@ fn takes_new_flows(tables: &TableSet, key: MemberKey) -> bool {
 
 /// Whether a member with these flags is in one of the sets.
 const fn selects(flags: u32) -> bool {
-    flags & (member_flag::CLUSTER | member_flag::LOCAL) != 0
+    flags & member_flag::SELECTED != 0
 }
 
 /// Endpoints of some Services that are not terminating, ready or not.

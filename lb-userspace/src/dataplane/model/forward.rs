@@ -213,7 +213,7 @@ impl Forwarder {
         match packet.tuple.protocol {
             _ if !half.forward => false,
             Protocol::Tcp => {
-                let takes_new = member & (member_flag::CLUSTER | member_flag::LOCAL) != 0;
+                let takes_new = member & member_flag::SELECTED != 0;
                 Segment::of(packet.tcp_flags) == Segment::Syn
                     && state::is_closed(half.state)
                     && !takes_new

@@ -25,8 +25,8 @@ impl Draining {
     pub(super) fn of(contents: &Contents, half: &Half) -> Option<Self> {
         let members = &contents.tables.members;
         let flags = members.get(&(half.service, half.backend)).copied();
-        let selected = member_flag::CLUSTER | member_flag::LOCAL;
-        if half.flags & flag::PASS != 0 || flags.unwrap_or_default() & selected != 0 {
+        let takes_new = flags.unwrap_or_default() & member_flag::SELECTED != 0;
+        if half.flags & flag::PASS != 0 || takes_new {
             return None;
         }
         let key = MemberKey {
