@@ -20,7 +20,7 @@ use crate::control::Percentiles;
 
 mod agent;
 mod api;
-mod plane;
+pub mod plane;
 mod tables;
 
 /// Longest wait for anything.

@@ -13,17 +13,24 @@ const SERVER: &str = "192.0.2.1";
 const TOKEN: &str = "admin";
 
 /// Both, until this is dropped.
-pub(super) struct Plane {
-    pub(super) kubeconfig: PathBuf,
+#[derive(Debug)]
+pub struct Plane {
+    /// How to reach the API server, as somebody who may do everything.
+    pub kubeconfig: PathBuf,
     _processes: Vec<Process>,
 }
 
 /// A process that ends with us.
-pub(super) struct Process(pub(super) Child);
+#[derive(Debug)]
+pub struct Process(pub Child);
 
 impl Process {
     /// Starts a program that writes to a log.
-    pub(super) fn start(command: &mut Command, log: &Path) -> Result<Self> {
+    ///
+    /// # Errors
+    ///
+    /// The log cannot be written or the program not started.
+    pub fn start(command: &mut Command, log: &Path) -> Result<Self> {
         let out = File::create(log).with_context(|| format!("write {}", log.display()))?;
         let child = command
             .stdin(Stdio::null())
@@ -44,7 +51,12 @@ impl Drop for Process {
 }
 
 impl Plane {
-    pub(super) fn start(components: &Path, directory: &Path) -> Result<Self> {
+    /// Starts both; the API server answers some seconds later.
+    ///
+    /// # Errors
+    ///
+    /// A file cannot be written or a program not started.
+    pub fn start(components: &Path, directory: &Path) -> Result<Self> {
         let file = |name: &str| directory.join(name);
         let write = |name: &str, text: String| {
             std::fs::write(file(name), text).with_context(|| format!("write {name}"))
