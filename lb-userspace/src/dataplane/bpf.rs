@@ -5,7 +5,7 @@
 //! inside an operation is what keeps the promise of [`TableOp`]: what an element names is written
 //! before it, and the word that makes it live is written last.
 
-use std::{collections::BTreeMap, io, net::IpAddr, path::Path};
+use std::{collections::BTreeMap, io, net::IpAddr, path::Path, sync::Arc};
 
 use lb_common::{
     flow::{filter_position4, filter_position6},
@@ -38,7 +38,7 @@ mod traffic;
 /// The kernel's tables, by their pins. It needs no agent and no program, only the maps.
 #[derive(Debug)]
 pub struct BpfDataplane {
-    maps: Maps,
+    maps: Arc<Maps>,
     /// First element of each extent we wrote or found, and its number of elements.
     extents: BTreeMap<u32, u32>,
     freed: Freed,
@@ -61,7 +61,7 @@ impl BpfDataplane {
     /// If a map is missing or cannot be mapped.
     pub fn open(directory: &Path) -> Result<Self, DataplaneError> {
         let mut opened = Self {
-            maps: Maps::open(directory)?,
+            maps: Arc::new(Maps::open(directory)?),
             extents: BTreeMap::new(),
             freed: Freed::unknown(),
         };
@@ -72,6 +72,11 @@ impl BpfDataplane {
             .map(|(first, slots)| (*first, elements(slots.len())))
             .collect();
         Ok(opened)
+    }
+
+    /// For reading the tables aside, while they are written here.
+    pub fn reader(&self) -> Reader {
+        Reader(Arc::clone(&self.maps))
     }
 
     /// Performs operations in order; runs of one kind go to the kernel in batches.
@@ -228,6 +233,22 @@ impl BpfDataplane {
             .filter
             .or_u64(offset, bits)
             .map_err(|error| kernel_error(what(), error))
+    }
+}
+
+/// Reads the tables.
+#[derive(Debug)]
+pub struct Reader(Arc<Maps>);
+
+impl Reader {
+    /// As [`Dataplane::dump`]. What is written meanwhile is found as it was before or as it is after, row
+    /// by row.
+    ///
+    /// # Errors
+    ///
+    /// If a table cannot be read.
+    pub fn dump(&self) -> Result<TableSet, DataplaneError> {
+        dump::dump(&self.0)
     }
 }
 
