@@ -12,20 +12,23 @@ use std::{
 
 use anyhow::{Context as _, Result, ensure};
 use lb_userspace::snapshot::Snapshot;
-use serde::Serialize;
 
 use self::{
     agent::{Agent, Took},
     objects::{Cluster, Edit},
 };
+use crate::figure;
 
 mod agent;
+mod figures;
 mod memory;
 mod objects;
+mod percentiles;
+mod plots;
 mod report;
 
 pub use memory::{peak_memory, peak_memory_of};
-pub use report::Percentiles;
+pub use percentiles::Percentiles;
 
 /// What to measure.
 #[derive(Clone, Debug)]
@@ -40,12 +43,15 @@ pub struct Options {
     pub changes: u32,
     /// How often everything is programmed from nothing.
     pub rounds: u32,
-    /// Where the rows go as JSON.
+    /// Where the figures go as JSON.
     pub json: Option<PathBuf>,
 }
 
+/// Nothing is in the tables, then everything.
+const LOAD: &str = "from nothing";
+
 /// One number of Services.
-#[derive(Debug, Serialize)]
+#[derive(Debug)]
 struct Outcome {
     services: u32,
     endpoints: u32,
@@ -54,11 +60,29 @@ struct Outcome {
     memory: [u64; 2],
     whole: Vec<Whole>,
     changes: Vec<Changes>,
+    /// Milliseconds it takes to read everything back, and to compare.
+    read_back: [f64; 2],
     kernel: memory::Kernel,
 }
 
+impl Outcome {
+    /// The median of the times everything was programmed from nothing.
+    fn load(&self) -> Whole {
+        let mut all: Vec<_> = self.whole.iter().filter(|w| w.what == LOAD).collect();
+        all.sort_by(|a, b| (a.plan + a.apply).total_cmp(&(b.plan + b.apply)));
+        all.get(all.len() / 2).copied().copied().unwrap_or_default()
+    }
+
+    /// Replacing an endpoint.
+    fn replaced(&self) -> Option<&Percentiles> {
+        let what = Edit::Replace.name();
+        let changes = self.changes.iter().find(|changes| changes.what == what);
+        changes.map(|changes| &changes.total)
+    }
+}
+
 /// Everything programmed at once, in milliseconds.
-#[derive(Debug, Serialize)]
+#[derive(Clone, Copy, Debug, Default)]
 struct Whole {
     what: &'static str,
     plan: f64,
@@ -67,7 +91,7 @@ struct Whole {
 }
 
 /// Many changes of one kind.
-#[derive(Debug, Serialize)]
+#[derive(Debug)]
 struct Changes {
     what: &'static str,
     /// How many were planned as a whole.
@@ -77,13 +101,14 @@ struct Changes {
     total: Percentiles,
 }
 
-/// Measures, and prints the tables.
+/// Measures, prints the figures and draws the pictures.
 ///
 /// # Errors
 ///
 /// The maps cannot be made or written, or a plan turns something away.
 pub fn run(options: &Options) -> Result<()> {
     ensure!(options.rounds > 0, "--rounds is 0");
+    ensure!(!options.services.contains(&0), "--services has a 0");
     let mut outcomes = Vec::new();
     for &services in &options.services {
         let outcome =
@@ -91,10 +116,13 @@ pub fn run(options: &Options) -> Result<()> {
         report::print(&outcome);
         outcomes.push(outcome);
     }
-    if let Some(path) = &options.json {
-        report::write(&outcomes, path)?;
+    let figures = figures::figures(&outcomes);
+    figure::print(&figures);
+    report::drawn(&plots::write(&outcomes)?);
+    match &options.json {
+        Some(path) => figure::write_json(path, &figures),
+        None => Ok(()),
     }
-    Ok(())
 }
 
 fn measure(options: &Options, services: u32) -> Result<Outcome> {
@@ -114,59 +142,61 @@ fn measure(options: &Options, services: u32) -> Result<Outcome> {
         });
         anyhow::Ok(())
     };
-    program(&mut agent, "from nothing", &full)?;
+    program(&mut agent, LOAD, &full)?;
     let after = peak_memory()?;
     let kernel = agent.kernel()?;
     for _ in 1..options.rounds {
         program(&mut agent, "all taken away", &Snapshot::default())?;
         agent.release();
-        program(&mut agent, "from nothing", &full)?;
+        program(&mut agent, LOAD, &full)?;
     }
     program(&mut agent, "nothing changed", &full)?;
-    let edits = [
-        Edit::Replace,
-        Edit::Remove,
-        Edit::Add,
-        Edit::Terminate,
-        Edit::AddService,
-        Edit::RemoveService,
-    ];
-    let changes = edits
-        .into_iter()
-        .map(|edit| change(&mut agent, &mut cluster, edit, options.changes));
+    let changes = change(&mut agent, &mut cluster, options.changes)?;
     Ok(Outcome {
         services,
         endpoints: options.endpoints,
         memory: [before, after],
-        whole: std::mem::take(&mut whole),
-        changes: changes.collect::<Result<_>>()?,
+        whole,
+        changes,
+        read_back: agent.read_back()?.map(milliseconds),
         kernel,
     })
 }
 
-fn change(agent: &mut Agent, cluster: &mut Cluster, edit: Edit, count: u32) -> Result<Changes> {
-    let mut all = Vec::new();
-    for n in 0..count {
-        if n % 64 == 0 {
+/// Makes `count` changes of each kind. No Service meets two of a kind in a row.
+fn change(agent: &mut Agent, cluster: &mut Cluster, count: u32) -> Result<Vec<Changes>> {
+    let mut all = Edit::ALL.map(|edit| (edit, Vec::new()));
+    for first in (0..count).step_by(cluster.services as usize) {
+        for (edit, took) in &mut all {
             agent.release();
+            for n in first..count.min(first + cluster.services) {
+                cluster.edit(*edit, n);
+                let one = agent.follow(&cluster.snapshot())?;
+                ensure!(one.operations > 0, "{}: nothing was done", edit.name());
+                took.push(one);
+                // Changes come one by one, not in a row.
+                std::thread::sleep(Duration::from_millis(1));
+            }
         }
-        cluster.edit(edit, n);
-        let took = agent.follow(&cluster.snapshot())?;
-        ensure!(took.operations > 0, "{}: nothing was done", edit.name());
-        all.push(took);
-        // Changes come one by one, not in a row.
-        std::thread::sleep(Duration::from_millis(1));
     }
-    let of = |time: fn(&Took) -> Duration| {
-        Percentiles::of(all.iter().map(|took| milliseconds(time(took))).collect())
-    };
-    Ok(Changes {
-        what: edit.name(),
-        whole: all.iter().filter(|took| took.whole).count(),
-        plan: of(|took| took.plan)?,
-        apply: of(|took| took.apply)?,
-        total: of(|took| took.plan + took.apply)?,
-    })
+    all.into_iter()
+        .map(|(edit, all)| Changes::of(edit, &all))
+        .collect()
+}
+
+impl Changes {
+    fn of(edit: Edit, all: &[Took]) -> Result<Self> {
+        let of = |time: fn(&Took) -> Duration| {
+            Percentiles::of(all.iter().map(|took| milliseconds(time(took))).collect())
+        };
+        Ok(Self {
+            what: edit.name(),
+            whole: all.iter().filter(|took| took.whole).count(),
+            plan: of(|took| took.plan)?,
+            apply: of(|took| took.apply)?,
+            total: of(|took| took.plan + took.apply)?,
+        })
+    }
 }
 
 fn milliseconds(time: Duration) -> f64 {

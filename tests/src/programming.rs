@@ -8,7 +8,6 @@
 use std::{path::PathBuf, sync::mpsc::Receiver, time::Duration};
 
 use anyhow::{Context as _, Result, ensure};
-use serde::Serialize;
 
 use self::{
     agent::{Agent, Begin},
@@ -16,10 +15,11 @@ use self::{
     plane::Plane,
     tables::Tables,
 };
-use crate::control::Percentiles;
+use crate::{control::Percentiles, figure};
 
 mod agent;
 mod api;
+mod figures;
 pub mod plane;
 mod tables;
 
@@ -46,7 +46,7 @@ pub struct Options {
 }
 
 /// What was measured. Times are in milliseconds.
-#[derive(Debug, Serialize)]
+#[derive(Debug)]
 struct Outcome {
     services: u32,
     endpoints: u32,
@@ -96,12 +96,12 @@ pub fn run(options: &Options) -> Result<()> {
         applied: Percentiles::of(applied)?,
         memory: [before, agent.peak_memory()?],
     };
-    print(&outcome);
-    if let Some(path) = &options.json {
-        let text = serde_json::to_string_pretty(&outcome).context("format the figures")?;
-        std::fs::write(path, text).with_context(|| format!("write {}", path.display()))?;
+    let figures = outcome.figures();
+    figure::print(&figures);
+    match &options.json {
+        Some(path) => figure::write_json(path, &figures),
+        None => Ok(()),
     }
-    Ok(())
 }
 
 /// Changes one endpoint after the other; from the write and from the event to the tables.
@@ -129,51 +129,4 @@ fn change(
 #[expect(clippy::print_stderr, reason = "it takes minutes")]
 fn say(what: &str) {
     eprintln!("programming: {what}");
-}
-
-#[expect(clippy::print_stdout, reason = "the result of the program")]
-fn print(outcome: &Outcome) {
-    let Outcome {
-        services,
-        endpoints,
-        begin,
-        from_write,
-        from_event,
-        planned,
-        applied,
-        memory,
-    } = outcome;
-    println!("{services} Services of {endpoints} endpoints from a real API server");
-    println!("  the agent's start, ms");
-    for (what, time) in [
-        ("start → lists complete", begin.listed),
-        ("start → programs loaded, meanwhile", begin.loaded),
-        ("planning", begin.planned),
-        ("writing", begin.applied),
-        (
-            "lists complete → everything in the tables",
-            begin.programmed,
-        ),
-    ] {
-        println!("    {what:<42}{time:>8.0}");
-    }
-    println!(
-        "  one endpoint changed, ms{:>28}{:>10}{:>10}",
-        "p50", "p99", "max"
-    );
-    for (what, times) in [
-        ("write to the API server → tables", from_write),
-        ("event (another watch's) → tables", from_event),
-        ("the agent's planning", planned),
-        ("the agent's writing", applied),
-    ] {
-        println!(
-            "    {what:<38}{:>10.2}{:>10.2}{:>10.2}",
-            times.p50, times.p99, times.max
-        );
-    }
-    let [before, after] = memory.map(|bytes| bytes >> 20);
-    println!(
-        "  agent's resident memory at most {before} MiB when programmed, {after} MiB at the end"
-    );
 }

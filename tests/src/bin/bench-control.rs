@@ -14,7 +14,7 @@ struct Arguments {
     #[arg(long)]
     object: PathBuf,
     /// Numbers of Services
-    #[arg(long, value_delimiter = ',', default_value = "10000,50000")]
+    #[arg(long, value_delimiter = ',', default_value = "100,1000,10000,50000")]
     services: Vec<u32>,
     /// Endpoints of each
     #[arg(long, default_value_t = 5)]
@@ -25,7 +25,7 @@ struct Arguments {
     /// How often everything is programmed from nothing
     #[arg(long, default_value_t = 3)]
     rounds: u32,
-    /// Write the rows to this file too, as JSON
+    /// Write the figures to this file too, as JSON
     #[arg(long)]
     json: Option<PathBuf>,
 }

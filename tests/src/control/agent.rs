@@ -128,6 +128,19 @@ impl Agent {
         self.quarantine.backends.clear();
     }
 
+    /// Reads the tables back, as an agent does aside, and makes sure that they are what was written. How
+    /// long reading took, and comparing, for which changes wait.
+    pub(super) fn read_back(&self) -> Result<[Duration; 2]> {
+        let start = clock();
+        let found = self.dataplane.reader().dump().context("read the tables")?;
+        let read = start.elapsed();
+        let start = clock();
+        let same = found == self.tables;
+        let compared = start.elapsed();
+        ensure!(same, "the kernel's tables are not what was written");
+        Ok([read, compared])
+    }
+
     /// What the kernel's tables take.
     pub(super) fn kernel(&self) -> Result<memory::Kernel> {
         memory::Kernel::of(&self.maps, &self.tables)

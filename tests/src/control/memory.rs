@@ -8,7 +8,6 @@ use std::{
 use anyhow::{Context as _, Result};
 use lb_common::{maglev::SLOTS_PER_ELEMENT, names};
 use lb_userspace::{kernel::Map, tables::TableSet};
-use serde::Serialize;
 
 /// Maps with an entry for each service port.
 const OF_SERVICES: [&str; 3] = [
@@ -24,7 +23,7 @@ const OF_BACKENDS: [&str; 3] = [
 ];
 
 /// Bytes of kernel memory, as the kernel charges them.
-#[derive(Debug, Serialize)]
+#[derive(Debug)]
 pub(super) struct Kernel {
     /// Of all maps, whether used or not.
     pub(super) all: u64,
@@ -34,6 +33,8 @@ pub(super) struct Kernel {
     pub(super) slots: f64,
     /// Of a backend: its entries, and its memberships.
     pub(super) backend: f64,
+    /// Of an established flow, both directions: IPv4, IPv6.
+    pub(super) flow: [f64; 2],
 }
 
 impl Kernel {
@@ -62,11 +63,13 @@ impl Kernel {
             slots,
             backend: OF_BACKENDS.into_iter().map(bytes).sum::<f64>()
                 + members / count(tables.backends.len()),
+            flow: [names::FLOWS_V4, names::FLOWS_V6].map(|name| 2.0 * bytes(name)),
         })
     }
 }
 
-fn charged(map: &Map) -> Result<u64> {
+/// Bytes of kernel memory, as the kernel charges them for a map.
+pub(crate) fn charged(map: &Map) -> Result<u64> {
     let path = format!("/proc/self/fdinfo/{}", map.as_fd().as_raw_fd());
     let text = std::fs::read_to_string(&path).with_context(|| format!("read {path}"))?;
     let mut lines = text.lines();

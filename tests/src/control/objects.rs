@@ -21,6 +21,8 @@ pub(super) enum Edit {
     Add,
     /// A pod begins to terminate.
     Terminate,
+    /// It does not after all.
+    Recover,
     /// A Service with its endpoints more.
     AddService,
     /// And one less.
@@ -28,12 +30,24 @@ pub(super) enum Edit {
 }
 
 impl Edit {
+    /// Each kind, in an order that ends with as many of everything as there were before.
+    pub(super) const ALL: [Self; 7] = [
+        Self::Replace,
+        Self::Remove,
+        Self::Add,
+        Self::Terminate,
+        Self::Recover,
+        Self::AddService,
+        Self::RemoveService,
+    ];
+
     pub(super) const fn name(self) -> &'static str {
         match self {
             Self::Replace => "an endpoint replaced",
             Self::Remove => "an endpoint removed",
             Self::Add => "an endpoint added",
             Self::Terminate => "an endpoint terminating",
+            Self::Recover => "an endpoint ready again",
             Self::AddService => "a Service added",
             Self::RemoveService => "a Service removed",
         }
@@ -93,6 +107,13 @@ impl Cluster {
                 if let Some(endpoint) = endpoints.iter_mut().find(|e| e.ready) {
                     endpoint.ready = false;
                     endpoint.terminating = true;
+                }
+                self.put_slice(slice(at, endpoints));
+            }
+            Edit::Recover => {
+                if let Some(endpoint) = endpoints.iter_mut().find(|e| e.terminating) {
+                    endpoint.ready = true;
+                    endpoint.terminating = false;
                 }
                 self.put_slice(slice(at, endpoints));
             }

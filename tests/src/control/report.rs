@@ -1,47 +1,8 @@
-//! The tables for people, and the rows as JSON.
+//! The tables for people.
 
-use std::{fs::File, io::BufWriter, path::Path};
-
-use anyhow::{Context as _, Result};
-use serde::Serialize;
+use std::path::PathBuf;
 
 use super::{Changes, Outcome, Whole};
-
-/// How times are spread, in milliseconds.
-#[derive(Clone, Copy, Debug, Serialize)]
-pub struct Percentiles {
-    /// Half of them.
-    pub p50: f64,
-    /// All but one in a hundred.
-    pub p99: f64,
-    /// All but one in a thousand.
-    pub p999: f64,
-    /// All.
-    pub max: f64,
-}
-
-impl Percentiles {
-    /// The percentiles of times.
-    ///
-    /// # Errors
-    ///
-    /// There are none.
-    pub fn of(mut times: Vec<f64>) -> Result<Self> {
-        times.sort_by(f64::total_cmp);
-        let last = times.len().checked_sub(1).context("nothing was measured")?;
-        let at = |thousandth: usize| {
-            let index = (times.len() * thousandth).div_ceil(1_000);
-            let index = index.saturating_sub(1).min(last);
-            times.get(index).copied().unwrap_or_default()
-        };
-        Ok(Self {
-            p50: at(500),
-            p99: at(990),
-            p999: at(999),
-            max: at(1_000),
-        })
-    }
-}
 
 /// Prints what was measured with one number of Services.
 #[expect(clippy::print_stdout, reason = "the result of the program")]
@@ -52,6 +13,7 @@ pub(super) fn print(outcome: &Outcome) {
         memory: [before, after],
         whole,
         changes,
+        read_back: [read, compared],
         kernel,
     } = outcome;
     println!("{services} Services of {endpoints} endpoints");
@@ -86,6 +48,7 @@ pub(super) fn print(outcome: &Outcome) {
             plan.p50, apply.p50, total.p50, total.p99, total.p999, total.max
         );
     }
+    println!("  all tables read back in {read:.1} ms, compared in {compared:.1} ms");
     println!(
         "  resident memory at most {:.0} MiB, before the first plan {:.0} MiB",
         mebibytes(*after),
@@ -101,14 +64,15 @@ pub(super) fn print(outcome: &Outcome) {
     );
 }
 
-#[expect(clippy::cast_precision_loss, reason = "for people to read")]
-fn mebibytes(bytes: u64) -> f64 {
-    bytes as f64 / f64::from(1 << 20)
+/// Says where the pictures are.
+#[expect(clippy::print_stdout, reason = "the result of the program")]
+pub(super) fn drawn(plots: &[PathBuf]) {
+    for plot in plots {
+        println!("drawn: {}", plot.display());
+    }
 }
 
-/// Writes the rows as JSON.
-pub(super) fn write(outcomes: &[Outcome], path: &Path) -> Result<()> {
-    let file = File::create(path).with_context(|| format!("create {}", path.display()))?;
-    serde_json::to_writer_pretty(BufWriter::new(file), outcomes)
-        .with_context(|| format!("write {}", path.display()))
+#[expect(clippy::cast_precision_loss, reason = "for people to read")]
+pub(super) fn mebibytes(bytes: u64) -> f64 {
+    bytes as f64 / f64::from(1 << 20)
 }

@@ -7,7 +7,6 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, bail};
-use serde::Serialize;
 use serde_json::Value;
 
 use super::{Options, PATIENCE, plane::Process};
@@ -25,12 +24,14 @@ pub(super) struct Agent {
 }
 
 /// How the agent began, in milliseconds.
-#[derive(Clone, Copy, Debug, Serialize)]
+#[derive(Clone, Copy, Debug)]
 pub(super) struct Begin {
     /// From its start until its lists were complete.
     pub(super) listed: f64,
-    /// From its start until the programs were loaded, which happens meanwhile.
+    /// From its start until the programs were verified, which happens meanwhile.
     pub(super) loaded: f64,
+    /// From its start until they were attached: from then on packets are balanced.
+    pub(super) attached: f64,
     /// Planning everything, and writing it.
     pub(super) planned: f64,
     pub(super) applied: f64,
@@ -65,7 +66,7 @@ log: {{format: json}}
         })
     }
 
-    /// Waits until everything was written.
+    /// Waits until everything was written and the programs are attached.
     pub(super) fn wait_until_programmed(&self) -> Result<Begin> {
         let start = now();
         loop {
@@ -119,9 +120,12 @@ impl Begin {
         let listed = time(line("the Kubernetes API's lists are complete")?)?;
         let loaded = time(line("data path loaded")?)?;
         let changed = line("tables changed")?;
+        let attached = |line: &&Value| message(line).is_some_and(|text| text.contains("TCX"));
+        let attached = time(lines.iter().find(attached)?)?;
         Some(Self {
             listed: listed - start,
             loaded: loaded - start,
+            attached: attached - start,
             planned: field(changed, "planned_in")?,
             applied: field(changed, "applied_in")?,
             programmed: time(changed)? - listed,
