@@ -5,6 +5,7 @@
 
 mod control;
 mod micro;
+mod peers;
 mod programming;
 
 use std::path::{Path, PathBuf};
@@ -24,6 +25,8 @@ pub(crate) enum Part {
     Control(control::Arguments),
     /// Time from a change in a real API server to the kernel's tables
     Programming(programming::Arguments),
+    /// Beside kube-proxy, HAProxy and nginx: forwarding, connections, changes, memory
+    Peers(peers::Arguments),
 }
 
 /// Measures one part.
@@ -35,6 +38,7 @@ pub(crate) fn bench(part: &Part) -> Result<()> {
         Part::Micro(arguments) => micro::run(arguments),
         Part::Control(arguments) => control::run(arguments),
         Part::Programming(arguments) => programming::run(arguments),
+        Part::Peers(arguments) => peers::run(arguments),
     }
 }
 

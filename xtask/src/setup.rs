@@ -65,6 +65,16 @@ const NETWORK: &[Need] = &[
 /// What the disruption tier runs beside these.
 const DISRUPTION: &[Need] = &[program("websocketd", "websocketd")];
 
+/// What the load balancer is measured beside; kube-proxy is compiled.
+const PEERS: &[Need] = &[
+    program("haproxy", "haproxy"),
+    program("nginx", "nginx"),
+    file(
+        "/usr/lib/nginx/modules/ngx_stream_module.so",
+        "libnginx-mod-stream",
+    ),
+];
+
 /// Everything any task needs.
 ///
 /// # Errors
@@ -121,6 +131,15 @@ pub(crate) fn network() -> Result<()> {
 pub(crate) fn disruption() -> Result<()> {
     network()?;
     install(DISRUPTION)
+}
+
+/// What the benchmark of peers needs: all of the network tests and more.
+///
+/// # Errors
+/// As [`everything`].
+pub(crate) fn peers() -> Result<()> {
+    network()?;
+    install(PEERS)
 }
 
 /// What the lint task needs.

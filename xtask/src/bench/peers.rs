@@ -1,14 +1,45 @@
 //! The load balancer side by side with others, in one run.
 
+use std::process::Command;
+
 use anyhow::Result;
 use clap::Args;
 
-use super::{Output, Profile, program};
-use crate::{command, ebpf};
+use super::Output;
+use crate::{cluster, command, compile, ebpf, root, setup};
+
+/// Namespaces of its own: nothing is left behind, however it ends. Files are in memory.
+const ALONE: &str = r#"
+mount -t bpf bpf /sys/fs/bpf
+mount -t tmpfs tmpfs /run
+export TMPDIR=/run
+ip link set lo up
+exec "$@"
+"#;
+/// What `--quick` stands for.
+const QUICK: [&str; 8] = [
+    "--services",
+    "1,100",
+    "--rounds",
+    "3",
+    "--changes",
+    "3",
+    "--additions",
+    "1",
+];
 
 /// What is asked of the program `bench-peers`.
 #[derive(Args)]
 pub(crate) struct Arguments {
+    /// Numbers of Services [default: 1,100,1000]
+    #[arg(long, value_delimiter = ',')]
+    services: Vec<u32>,
+    /// Interleaved rounds of connections and of forwarding [default: 7]
+    #[arg(long)]
+    rounds: Option<u32>,
+    /// Few rounds with 1 and 100 Services: whether it works, not how fast it is
+    #[arg(long, conflicts_with_all = ["services", "rounds"])]
+    quick: bool,
     #[command(flatten)]
     output: Output,
 }
@@ -16,11 +47,38 @@ pub(crate) struct Arguments {
 /// Measures the ordinary programs; the generator comes from the object with the feature `bench`.
 ///
 /// # Errors
-/// A compilation or the program fails.
+/// A package is missing and cannot be installed, or a compilation or the program fails.
 pub(super) fn run(arguments: &Arguments) -> Result<()> {
-    ebpf::build(&[])?;
+    setup::peers()?;
+    let components = cluster::components()?;
+    let programs = compile::build(true)?;
     let object = ebpf::build(&["bench".to_owned()])?;
-    let mut peers = program("bench-peers", Profile::Dev, &object);
-    arguments.output.tell(&mut peers)?;
-    command::run(&mut peers)
+    // The client and the backends are in it: what they take must not hide the balancers.
+    let mut cargo = command::cargo();
+    cargo.args(["build", "--release", "--package", "lb-tests"]);
+    cargo.args(["--bin", "bench-peers"]);
+    command::run(&mut cargo)?;
+    let mut alone = Command::new("unshare");
+    alone
+        .args(["--net", "--mount", "--pid", "--fork", "--kill-child"])
+        .args(["--mount-proc", "sh", "-e", "-c", ALONE, "sh"])
+        .arg(root().join("target/release/bench-peers"))
+        .arg("--object")
+        .arg(object)
+        .arg("--components")
+        .arg(components)
+        .arg("--agent")
+        .arg(programs.agent);
+    if arguments.quick {
+        alone.args(QUICK);
+    }
+    if !arguments.services.is_empty() {
+        let services: Vec<_> = arguments.services.iter().map(u32::to_string).collect();
+        alone.arg("--services").arg(services.join(","));
+    }
+    if let Some(rounds) = arguments.rounds {
+        alone.arg("--rounds").arg(rounds.to_string());
+    }
+    arguments.output.tell(&mut alone)?;
+    command::run(&mut alone)
 }
