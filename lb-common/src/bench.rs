@@ -77,6 +77,8 @@ pub mod stage {
     pub const CLAIM: u32 = 5;
     /// The forward half inserted.
     pub const INSERT: u32 = 6;
+    /// Everything, as the program itself does it.
+    pub const SENT: u32 = 7;
     /// Parsed, then one insert of a new key into an LRU hash like `EMBRYONIC_V4`.
     pub const BARE_LRU: u32 = 8;
     /// Parsed, then one insert of a new key into a hash of the same size.
@@ -104,7 +106,8 @@ mod tests {
     #[test]
     fn flows_are_spread_evenly_over_services() {
         for services in [1, 1_000, 10_000, 50_000, 65_536] {
-            let mut flows = vec![0_u32; services as usize];
+            let mut all = [0_u32; 65_536];
+            let flows = &mut all[..services as usize];
             for number in 0..65_536 {
                 flows[service(number, services) as usize] += 1;
             }

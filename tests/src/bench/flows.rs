@@ -1,10 +1,11 @@
 //! Flows put into the tables as the data path would have left them.
 
-use std::net::SocketAddr;
+use std::{net::SocketAddr, ops::Range};
 
 use anyhow::{Context as _, Result, bail};
 use lb_common::{
     addr::Be16,
+    bench::{Reference, ReferenceKey},
     conntrack::{Entry, Entry4, Entry6, Head, Note, Route, flag, state},
     device::NextHopKey,
     flow::{Flow, Flow4, Flow6},
@@ -14,10 +15,10 @@ use lb_common::{
 use lb_userspace::tables::{Protocol, TableSet};
 
 use super::{
+    case::Row,
     group::Group,
-    kernel::{Kernel, words},
+    kernel::{BENCH_REFERENCE, Kernel, Program, words},
 };
-use crate::network::INSIDE;
 
 /// What the client of an embryonic flow must acknowledge.
 pub(super) const ANSWERED: u32 = 5_000;
@@ -32,15 +33,16 @@ impl Kernel {
             return Ok(());
         }
         if let Some(old) = self.resident.take() {
-            self.forget(&old, old.established(), tables)?;
+            self.forget(&old, old.shape.flows, tables)?;
         }
-        let flows = group.established();
-        if group.is_v6() {
-            let halves = self.halves::<Entry6>(group, flows, tables, Birth::ESTABLISHED)?;
-            self.insert(names::FLOWS_V6, &halves)?;
-        } else {
-            let halves = self.halves::<Entry4>(group, flows, tables, Birth::ESTABLISHED)?;
-            self.insert(names::FLOWS_V4, &halves)?;
+        for flows in portions(group.shape.flows) {
+            if group.shape.v6 {
+                let halves = self.halves::<Entry6>(group, flows, tables, Birth::ESTABLISHED)?;
+                self.insert(names::FLOWS_V6, &halves)?;
+            } else {
+                let halves = self.halves::<Entry4>(group, flows, tables, Birth::ESTABLISHED)?;
+                self.insert(names::FLOWS_V4, &halves)?;
+            }
         }
         self.resident = Some(group.clone());
         self.restore_use()
@@ -50,8 +52,8 @@ impl Kernel {
     pub(super) fn conceive(&self, group: &Group, flows: u32, tables: &TableSet) -> Result<()> {
         let (_, backend) = group.forwarded(0);
         let key = NextHopKey {
-            ifindex: INSIDE.ifindex,
-            family: if group.is_v6() { AF_INET6 } else { AF_INET },
+            ifindex: group.port().ifindex,
+            family: if group.shape.v6 { AF_INET6 } else { AF_INET },
             gateway: words(backend.ip()),
         };
         let next_hop: u32 = self
@@ -65,27 +67,63 @@ impl Kernel {
             next_hop: u16::try_from(next_hop)?,
             generation: self.route_generation()?,
         };
-        if group.is_v6() {
-            let halves = self.halves::<Entry6>(group, flows, tables, birth)?;
+        if group.shape.v6 {
+            let halves = self.halves::<Entry6>(group, 0..flows, tables, birth)?;
             self.insert(names::EMBRYONIC_V6, &halves)
         } else {
-            let halves = self.halves::<Entry4>(group, flows, tables, birth)?;
+            let halves = self.halves::<Entry4>(group, 0..flows, tables, birth)?;
             self.insert(names::EMBRYONIC_V4, &halves)
         }
     }
 
     /// Takes a group's flows out of the established table again.
     pub(super) fn forget(&self, group: &Group, flows: u32, tables: &TableSet) -> Result<()> {
-        if group.is_v6() {
-            let halves = self.halves::<Entry6>(group, flows, tables, Birth::ESTABLISHED)?;
-            let keys: Vec<Flow6> = halves.into_iter().map(|(key, _)| key).collect();
-            self.map(names::FLOWS_V6)?.delete_batch(&keys)?;
-        } else {
-            let halves = self.halves::<Entry4>(group, flows, tables, Birth::ESTABLISHED)?;
-            let keys: Vec<Flow4> = halves.into_iter().map(|(key, _)| key).collect();
-            self.map(names::FLOWS_V4)?.delete_batch(&keys)?;
+        for flows in portions(flows) {
+            if group.shape.v6 {
+                let halves = self.halves::<Entry6>(group, flows, tables, Birth::ESTABLISHED)?;
+                let keys: Vec<Flow6> = halves.into_iter().map(|(key, _)| key).collect();
+                self.map(names::FLOWS_V6)?.delete_batch(&keys)?;
+            } else {
+                let halves = self.halves::<Entry4>(group, flows, tables, Birth::ESTABLISHED)?;
+                let keys: Vec<Flow4> = halves.into_iter().map(|(key, _)| key).collect();
+                self.map(names::FLOWS_V4)?.delete_batch(&keys)?;
+            }
         }
         self.restore_use()
+    }
+
+    /// Gives the reference program an entry for each flow of its rows: the packet's own tuple, so that what
+    /// it writes back changes nothing.
+    pub(super) fn fill_reference(&self, rows: &[Row]) -> Result<()> {
+        let reference = rows.iter().find(|row| row.program == Program::Reference);
+        let Some(row) = reference else {
+            return Ok(());
+        };
+        let entries = (0..super::FLOWS).map(|number| {
+            let (client, vip) = row.group.request(number);
+            let flow = Flow4::from_endpoints(client, vip, row.group.shape.protocol.number())?;
+            let ports = [
+                flow.source_port.0.to_ne_bytes(),
+                flow.destination_port.0.to_ne_bytes(),
+            ];
+            let mut ends = [0; 4];
+            for (byte, value) in ends.iter_mut().zip(ports.as_flattened()) {
+                *byte = *value;
+            }
+            let words = [
+                flow.source.0,
+                flow.destination.0,
+                u32::from_ne_bytes(ends),
+                flow.protocol,
+            ];
+            let mut value = Reference::default();
+            for (word, of_packet) in value.words.iter_mut().zip(words) {
+                *word = of_packet;
+            }
+            Ok((ReferenceKey { words }, value))
+        });
+        let entries = entries.collect::<Result<Vec<_>>>()?;
+        self.insert(BENCH_REFERENCE, &entries)
     }
 
     /// Takes every embryonic flow out.
@@ -94,7 +132,8 @@ impl Kernel {
         self.clear::<Flow6, Entry6>(names::EMBRYONIC_V6)
     }
 
-    fn clear<K: Wire, V: Wire>(&self, name: &str) -> Result<()> {
+    /// Empties a map.
+    pub(super) fn clear<K: Wire, V: Wire>(&self, name: &str) -> Result<()> {
         let map = self.map(name)?;
         let entries: Vec<(K, V)> = map.read_all()?;
         let keys: Vec<K> = entries.into_iter().map(|(key, _)| key).collect();
@@ -105,7 +144,7 @@ impl Kernel {
     fn halves<E>(
         &self,
         group: &Group,
-        flows: u32,
+        flows: Range<u32>,
         tables: &TableSet,
         birth: Birth,
     ) -> Result<Vec<(E::Flow, E)>>
@@ -113,14 +152,16 @@ impl Kernel {
         E: Entry,
         E::Flow: FromEndpoints,
     {
-        let flags = if group.full_nat { flag::FULL_NAT } else { 0 };
+        let flags = group.entry_flags();
+        let ids = group.ids(tables)?;
         let now = self.tick()?;
-        let protocol = group.protocol.number();
+        let protocol = group.shape.protocol.number();
         let mut halves = Vec::new();
-        for number in 0..flows {
-            let (service, backend) = group
-                .ids(number, tables)
-                .context("the tables lack a service of the benchmark")?;
+        for number in flows {
+            let (service, backend) = ids
+                .get(group.service(number) as usize)
+                .copied()
+                .context("a flow of no service")?;
             let (client, vip) = group.request(number);
             let (seen, endpoint) = group.forwarded(number);
             let key = E::Flow::from_endpoints(client, vip, protocol)?;
@@ -128,7 +169,7 @@ impl Kernel {
             let identity = identity(number);
             let head = |state| Head::new(identity, state, now.wrapping_sub(birth.age));
             // TCP: what the other side acknowledged or must; UDP: the set epoch.
-            let note = match group.protocol {
+            let note = match group.shape.protocol {
                 Protocol::Tcp => ANSWERED,
                 Protocol::Udp => 1,
             };
@@ -142,7 +183,7 @@ impl Kernel {
                 half.set_route(Route::new(
                     identity,
                     birth.next_hop,
-                    INSIDE.mtu,
+                    group.port().mtu,
                     birth.generation,
                 ));
             }
@@ -163,8 +204,8 @@ impl Kernel {
     fn restore_use(&self) -> Result<()> {
         let uses = self.map(names::FLOW_USE)?;
         for (element, v6) in [(flow_use::V4, false), (flow_use::V6, true)] {
-            let group = self.resident.as_ref().filter(|group| group.is_v6() == v6);
-            let flows = group.map_or(0, Group::established);
+            let group = self.resident.as_ref().filter(|group| group.shape.v6 == v6);
+            let flows = group.map_or(0, |group| group.shape.flows);
             uses.update(&element, &(2 * u64::from(flows)))?;
         }
         Ok(())
@@ -195,6 +236,16 @@ impl Birth {
         next_hop: 0,
         generation: 0,
     };
+}
+
+/// Flows put in or taken out at once.
+const PORTION: u32 = 65_536;
+
+fn portions(flows: u32) -> impl Iterator<Item = Range<u32>> {
+    (0..flows.div_ceil(PORTION)).map(move |portion| {
+        let start = portion * PORTION;
+        start..flows.min(start + PORTION)
+    })
 }
 
 /// Any number but zero will do: no two flows share a key.

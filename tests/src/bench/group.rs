@@ -1,194 +1,240 @@
-//! The services of the benchmark and the flows to each.
+//! Flows of one kind to one service, or spread over many.
 
-use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::{
+    collections::BTreeMap,
+    net::{IpAddr, Ipv6Addr, SocketAddr},
+};
 
-use lb_common::bench::{client, service};
+use anyhow::{Context as _, Result};
+use lb_common::{
+    bench::{client, service},
+    conntrack::flag,
+};
 use lb_userspace::tables::{FrontendId, Protocol, TableSet};
 
 use crate::{
+    network::{INSIDE, OUTSIDE, PODS, Port},
     packet::{Packet, packet},
-    tables::tables as no_tables,
 };
 
-/// Flows each group with established flows has.
-pub(super) const FLOWS: u32 = 65_536;
-/// Flows, and services, of [`Purpose::Spread`].
-pub(super) const SERVICES: u32 = 1_024;
-/// SNAT addresses of the backends' device.
-pub(super) const SNAT_ADDRESSES: u16 = 4;
-/// First SNAT addresses.
+/// First SNAT addresses of the backends' device.
 pub(super) const SNAT: [&str; 2] = ["10.0.0.100", "2001:db8:a::64"];
-/// An address of the node that is no VIP.
-pub(super) const NODE: &str = "198.51.100.1";
+/// Addresses of the node that are no VIP.
+pub(super) const NODE: [&str; 2] = ["198.51.100.1", "2001:db8:100::1"];
+/// Payload bytes of a packet: a small one.
+const PAYLOAD: usize = 40;
 
-/// What the flows of a group are for.
+/// What the flows of a group are for. Each has clients of its own.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(super) enum Purpose {
     /// They are there and carry packets.
     Established,
-    /// The same, each of another service.
-    Spread,
     /// The packets make them.
     New,
     /// The packets promote them.
     Promoted,
 }
 
-/// Flows to one service: client and reply tuple follow from the flow's number as in the wrapper.
+/// How packets reach the backends.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(super) enum Mode {
+    /// Elsewhere, the client's address is kept.
+    Dnat,
+    /// Elsewhere, from an SNAT address.
+    FullNat,
+    /// Pods of this node.
+    Local,
+    /// The node itself.
+    Host,
+}
+
+/// What else the service asks for.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(super) enum Policy {
+    /// Nothing.
+    Plain,
+    /// Session affinity.
+    Affinity,
+    /// A hundred source ranges, the clients in one of them.
+    Admits,
+    /// A hundred source ranges, the clients in none.
+    Refuses,
+    /// It has no endpoint.
+    Empty,
+}
+
+/// Kind and number of the flows.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(super) struct Shape {
+    pub(super) v6: bool,
+    pub(super) purpose: Purpose,
+    pub(super) mode: Mode,
+    pub(super) protocol: Protocol,
+    pub(super) policy: Policy,
+    /// Services the flows are spread over.
+    pub(super) services: u32,
+    /// Established flows.
+    pub(super) flows: u32,
+}
+
+impl Shape {
+    /// TCP flows to one plain service.
+    pub(super) const fn tcp(v6: bool, mode: Mode, purpose: Purpose) -> Self {
+        Self {
+            v6,
+            purpose,
+            mode,
+            protocol: Protocol::Tcp,
+            policy: Policy::Plain,
+            services: 1,
+            flows: match purpose {
+                Purpose::Established => super::FLOWS,
+                Purpose::New | Purpose::Promoted => 0,
+            },
+        }
+    }
+
+    /// The family's name.
+    pub(super) const fn family(self) -> &'static str {
+        if self.v6 { "IPv6" } else { "IPv4" }
+    }
+}
+
+/// The flows: client and reply tuple follow from the flow's number as in the wrapper.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub(super) struct Group {
-    pub(super) purpose: Purpose,
-    pub(super) full_nat: bool,
-    pub(super) protocol: Protocol,
+    pub(super) shape: Shape,
+    /// Its place among the groups of its tables.
+    number: u16,
     /// Address of the first client; its port stands for every port.
     client: SocketAddr,
+    /// Frontend of the first service; that of another is so many addresses further.
     vip: SocketAddr,
     /// Whom the backend sees.
     seen: IpAddr,
-    /// Eight backends; the first one has the established flows.
-    backends: [SocketAddr; 8],
-}
-
-/// Every group. Which number it has decides on its addresses.
-pub(super) fn groups() -> Vec<Group> {
-    use Purpose::{Established, New, Promoted, Spread};
-    let mut groups = Vec::new();
-    let mut add = |v6, purpose, full_nat, protocol| {
-        let number = u16::try_from(groups.len()).expect("few groups");
-        groups.push(Group::new(number, v6, purpose, full_nat, protocol));
-    };
-    for v6 in [false, true] {
-        for full_nat in [false, true] {
-            add(v6, Established, full_nat, Protocol::Tcp);
-            add(v6, New, full_nat, Protocol::Tcp);
-        }
-        add(v6, Promoted, true, Protocol::Tcp);
-    }
-    add(false, Established, true, Protocol::Udp);
-    add(false, Spread, false, Protocol::Tcp);
-    groups
-}
-
-/// The tables of all groups.
-pub(super) fn tables(groups: &[Group]) -> TableSet {
-    let mut tables = no_tables().node_ports_on(NODE);
-    for first in SNAT {
-        for number in 0..u32::from(SNAT_ADDRESSES) {
-            let address = plus(first.parse().expect("an address"), number);
-            tables = tables.snat(&address.to_string());
-        }
-    }
-    for group in groups {
-        let backends = group.backends.map(|backend| backend.to_string());
-        let services = if group.purpose == Purpose::Spread {
-            SERVICES
-        } else {
-            1
-        };
-        for number in 0..services {
-            let vip = group.vip(number);
-            tables = tables.frontend(&format!("{vip}/{}", group.protocol).to_lowercase());
-            if !group.full_nat {
-                tables = tables.keep_source();
-            }
-            tables = tables.backends(backends.each_ref().map(String::as_str));
-        }
-    }
-    tables.build(1)
 }
 
 impl Group {
-    fn new(number: u16, v6: bool, purpose: Purpose, full_nat: bool, protocol: Protocol) -> Self {
-        let pick = |v4: &str, v6_text: &str| -> IpAddr {
-            let text = if v6 { v6_text } else { v4 };
-            text.parse().expect("an address")
-        };
-        let client = match purpose {
-            Purpose::Established | Purpose::Spread => pick("203.0.113.8", "2001:db8:ffff::8"),
+    /// The `number`-th group of some tables, which decides on its addresses.
+    pub(super) fn new(number: u16, shape: Shape) -> Self {
+        let pick = |v4: &str, v6: &str| parse(if shape.v6 { v6 } else { v4 });
+        let client = match shape.purpose {
+            Purpose::Established => pick("203.0.113.8", "2001:db8:ffff::8"),
             Purpose::New => pick("10.128.0.0", "2001:db8:fffe::"),
             Purpose::Promoted => pick("10.192.0.0", "2001:db8:fffd::"),
         };
-        let vip = if purpose == Purpose::Spread {
+        let vip = if shape.services > 1 {
             pick("10.64.0.0", "2001:db8:1::")
         } else {
             plus(pick("192.0.2.1", "2001:db8::1"), u32::from(number))
         };
-        // Hosts 5 to 8 are neighbours in the test network.
-        let backend = pick("10.0.0.5", "2001:db8:a::5");
-        let [first_snat, first_snat6] = SNAT;
+        let [snat, snat6] = SNAT;
         Self {
-            purpose,
-            full_nat,
-            protocol,
+            shape,
+            number,
             client: SocketAddr::new(client, 0),
             vip: SocketAddr::new(vip, 443),
-            seen: if full_nat {
-                pick(first_snat, first_snat6)
-            } else {
-                client
+            seen: match shape.mode {
+                Mode::FullNat => pick(snat, snat6),
+                Mode::Dnat | Mode::Local | Mode::Host => client,
             },
-            backends: std::array::from_fn(|index| {
-                let index = u16::try_from(index).expect("eight backends");
-                let host = plus(backend, u32::from(index % 4));
-                SocketAddr::new(host, 8000 + 2 * number + index / 4)
-            }),
         }
     }
 
-    pub(super) const fn is_v6(&self) -> bool {
-        self.vip.is_ipv6()
+    /// Device the backends are behind.
+    pub(super) const fn port(&self) -> Port {
+        match self.shape.mode {
+            Mode::Dnat | Mode::FullNat => INSIDE,
+            Mode::Local => PODS,
+            // Their replies leave by the clients' device.
+            Mode::Host => OUTSIDE,
+        }
     }
 
-    /// Flows the group has while its rows are measured.
-    pub(super) const fn established(&self) -> u32 {
-        match self.purpose {
-            Purpose::Established if matches!(self.protocol, Protocol::Udp) => 1,
-            Purpose::Established => FLOWS,
-            Purpose::Spread => SERVICES,
-            Purpose::New | Purpose::Promoted => 0,
+    /// Bits of [`flag`] of the forward half.
+    pub(super) const fn entry_flags(&self) -> u32 {
+        match self.shape.mode {
+            Mode::Dnat => 0,
+            Mode::FullNat => flag::FULL_NAT,
+            Mode::Local => flag::LOCAL,
+            Mode::Host => flag::HOST,
         }
+    }
+
+    /// The frontend of a service.
+    pub(super) fn vip(&self, service: u32) -> SocketAddr {
+        SocketAddr::new(plus(self.vip.ip(), service), self.vip.port())
+    }
+
+    /// Eight backends of the one service; the first has the established flows.
+    pub(super) fn backends(&self) -> [SocketAddr; 8] {
+        std::array::from_fn(|index| {
+            let index = u16::try_from(index).expect("eight backends");
+            SocketAddr::new(self.host(index), 8_000 + 8 * self.number + index)
+        })
+    }
+
+    /// The one backend of each of many services.
+    pub(super) fn backend(&self, service: u32) -> SocketAddr {
+        if self.shape.services == 1 {
+            let [first, ..] = self.backends();
+            return first;
+        }
+        let host = u16::try_from(service % 4).expect("four hosts");
+        let port = 20_000 + u16::try_from(service / 4).expect("65,536 services at most");
+        SocketAddr::new(self.host(host), port)
+    }
+
+    /// Hosts 5 to 8 are neighbours in the test network.
+    fn host(&self, index: u16) -> IpAddr {
+        let [node, node6] = NODE;
+        let (v4, v6) = match self.shape.mode {
+            Mode::Dnat | Mode::FullNat => ("10.0.0.5", "2001:db8:a::5"),
+            Mode::Local => ("10.1.0.5", "2001:db8:b::5"),
+            Mode::Host => return parse(if self.shape.v6 { node6 } else { node }),
+        };
+        let first = parse(if self.shape.v6 { v6 } else { v4 });
+        plus(first, u32::from(index % 4))
+    }
+
+    /// Which service a flow goes to.
+    pub(super) const fn service(&self, number: u32) -> u32 {
+        service(number, self.shape.services)
     }
 
     /// Source and destination of a client's packet.
     pub(super) fn request(&self, number: u32) -> (SocketAddr, SocketAddr) {
         let (port, offset) = client(number);
-        let service = if self.purpose == Purpose::Spread {
-            service(number, SERVICES)
-        } else {
-            0
-        };
-        (
-            SocketAddr::new(plus(self.client.ip(), offset), port),
-            self.vip(service),
-        )
-    }
-
-    /// The frontend of a service.
-    fn vip(&self, service: u32) -> SocketAddr {
-        SocketAddr::new(plus(self.vip.ip(), service), self.vip.port())
+        let source = SocketAddr::new(plus(self.client.ip(), offset), port);
+        (source, self.vip(self.service(number)))
     }
 
     /// Source and destination of a client's packet once it is rewritten. The reply is its reverse.
     pub(super) fn forwarded(&self, number: u32) -> (SocketAddr, SocketAddr) {
         let (port, offset) = client(number);
-        let [backend, ..] = self.backends;
-        (SocketAddr::new(plus(self.seen, offset), port), backend)
+        let source = SocketAddr::new(plus(self.seen, offset), port);
+        (source, self.backend(self.service(number)))
     }
 
-    /// Ids of the service port and of the backend of a flow.
-    pub(super) fn ids(&self, number: u32, tables: &TableSet) -> Option<(u32, u32)> {
-        let (_, vip) = self.request(number);
-        let (_, endpoint) = self.forwarded(number);
-        let frontend = tables.frontends.get(&FrontendId {
-            address: vip.ip(),
-            port: vip.port(),
-            protocol: self.protocol,
-        })?;
-        let backend = tables
+    /// Ids of service port and backend for each of the services.
+    pub(super) fn ids(&self, tables: &TableSet) -> Result<Vec<(u32, u32)>> {
+        let backends: BTreeMap<SocketAddr, u32> = tables
             .backends
             .iter()
-            .find(|(_, backend)| backend.endpoint == endpoint)?;
-        Some((frontend.service, *backend.0))
+            .map(|(id, backend)| (backend.endpoint, *id))
+            .collect();
+        let ids = (0..self.shape.services).map(|service| {
+            let vip = self.vip(service);
+            let frontend = tables.frontends.get(&FrontendId {
+                address: vip.ip(),
+                port: vip.port(),
+                protocol: self.shape.protocol,
+            })?;
+            let backend = backends.get(&self.backend(service))?;
+            Some((frontend.service, *backend))
+        });
+        ids.collect::<Option<_>>()
+            .context("the tables lack a service of the benchmark")
     }
 
     /// The first flow's packet, client to VIP. TCP acknowledges [`super::flows::ANSWERED`].
@@ -200,19 +246,28 @@ impl Group {
     /// The first flow's packet that asks for a connection.
     pub(super) fn syn(&self) -> Packet {
         let (client, vip) = self.request(0);
-        let empty = packet().tcp(&client.to_string(), &vip.to_string());
-        empty.syn().payload_length(PAYLOAD)
+        packet().tcp(&client.to_string(), &vip.to_string()).syn()
     }
 
     /// The first flow's packet, backend to whom it sees.
     pub(super) fn answer(&self) -> Packet {
         let (seen, backend) = self.forwarded(0);
+        let Port { mac, .. } = self.port();
         self.packet(backend, seen)
+            .next_hop([2, 0, 0, 0, 0, 0xc], mac)
+    }
+
+    /// A packet between two addresses no table names.
+    pub(super) fn transit(&self, source: IpAddr, destination: IpAddr) -> Packet {
+        self.packet(
+            SocketAddr::new(source, 443),
+            SocketAddr::new(destination, 443),
+        )
     }
 
     fn packet(&self, source: SocketAddr, destination: SocketAddr) -> Packet {
         let (source, destination) = (source.to_string(), destination.to_string());
-        let packet = match self.protocol {
+        let packet = match self.shape.protocol {
             Protocol::Tcp => packet()
                 .tcp(&source, &destination)
                 .ack_only()
@@ -224,8 +279,9 @@ impl Group {
     }
 }
 
-/// Payload bytes: enough for the header words the wrapper restores.
-pub(super) const PAYLOAD: usize = 40;
+fn parse(text: &str) -> IpAddr {
+    text.parse().expect("an address")
+}
 
 /// The address `amount` further on, as the wrapper counts: in the last 32 bits.
 pub(super) fn plus(address: IpAddr, amount: u32) -> IpAddr {

@@ -1,45 +1,55 @@
 //! Medians, the table, and the rows as JSON.
 
-use std::{collections::BTreeMap, fs::File, io::BufWriter, path::Path};
+use std::collections::BTreeMap;
 
 use anyhow::{Context as _, Result};
 use serde::Serialize;
 
 use super::{
-    case::{Kind, Row},
+    case::{Row, Setup},
+    gate::{Ratios, Rows},
+    kernel::Program,
     memory::Memory,
 };
 
 /// A row of the result.
 #[derive(Debug, Serialize)]
 pub(super) struct Outcome {
-    name: String,
-    /// Median less the median of the family's null row. The null rows' own is 0.
-    net_ns: f64,
-    target_ns: Option<u32>,
+    pub(super) name: String,
+    /// Median less the median of the null row of the same family and hook. The null rows' own is 0.
+    pub(super) net_ns: f64,
+    pub(super) target_ns: Option<u32>,
     median_ns: f64,
     min_ns: f64,
     /// First and third.
     quartiles: [f64; 2],
-    verdicts: BTreeMap<&'static str, u64>,
+    verdicts: BTreeMap<String, u64>,
     iterations: u64,
+    /// As the gate compares them; `None` for rows that do not repeat well enough.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    ratios: Option<Ratios>,
 }
 
-const VERDICTS: [&str; 5] = ["ABORTED", "DROP", "PASS", "TX", "REDIRECT"];
-
 /// Sums up what was measured.
-pub(super) fn results(rows: &[Row]) -> Result<Vec<Outcome>> {
+///
+/// # Errors
+///
+/// A yardstick was not measured.
+pub(super) fn results(rows: &[&Row]) -> Result<Vec<Outcome>> {
     rows.iter()
         .map(|row| {
-            let null = rows
-                .iter()
-                .find(|other| other.kind == Kind::Null && other.is_kin(row))
-                .context("a null row is missing")?;
+            let null = null_of(row, rows)?;
             let median = quantile(&row.samples, 2)?;
-            let verdicts = VERDICTS.into_iter().zip(row.verdicts);
+            let net = median - null;
+            let ratios = if is_gated(row) {
+                let reference = reference(rows, row.flows)?;
+                Some(Ratios::of(net, null, reference))
+            } else {
+                None
+            };
             Ok(Outcome {
                 name: row.name.clone(),
-                net_ns: tenths(median - quantile(&null.samples, 2)?),
+                net_ns: tenths(net),
                 target_ns: row.target,
                 median_ns: tenths(median),
                 min_ns: tenths(quantile(&row.samples, 0)?),
@@ -47,10 +57,44 @@ pub(super) fn results(rows: &[Row]) -> Result<Vec<Outcome>> {
                     tenths(quantile(&row.samples, 1)?),
                     tenths(quantile(&row.samples, 3)?),
                 ],
-                verdicts: verdicts.filter(|(_, count)| *count > 0).collect(),
+                verdicts: row.verdicts(),
                 iterations: row.iterations,
+                ratios,
             })
         })
+        .collect()
+}
+
+/// Rows that repeat within the gate's tolerance: those that insert nothing and look up no route.
+fn is_gated(row: &Row) -> bool {
+    let steady = matches!(row.setup, Setup::Warm | Setup::Established);
+    steady && !row.is_null() && row.program != Program::Reference
+}
+
+/// Median of the null row of the same family and hook.
+fn null_of(row: &Row, rows: &[&Row]) -> Result<f64> {
+    let null = rows
+        .iter()
+        .find(|other| other.is_null() && other.is_kin(row));
+    quantile(&null.context("a null row is missing")?.samples, 2)
+}
+
+/// Net cost of the reference program with as many flows, or as few.
+fn reference(rows: &[&Row], flows: u32) -> Result<f64> {
+    let mut references = rows
+        .iter()
+        .filter(|row| row.program == Program::Reference && !row.is_null());
+    let row = references
+        .find(|row| (row.flows > 1_024) == (flows > 1_024))
+        .context("a reference row is missing")?;
+    Ok(quantile(&row.samples, 2)? - null_of(row, rows)?)
+}
+
+/// What the gate compares.
+pub(super) fn ratios(results: &[Outcome]) -> Rows {
+    results
+        .iter()
+        .filter_map(|row| Some((row.name.clone(), row.ratios?)))
         .collect()
 }
 
@@ -72,11 +116,13 @@ fn tenths(value: f64) -> f64 {
 pub(super) fn print(results: &[Outcome], memory: &[Memory], machine: &str) {
     println!("{machine}");
     println!(
-        "ns per packet: CPU time in BPF_PROG_TEST_RUN; net = median less the family's null row"
+        "ns per packet: CPU time in BPF_PROG_TEST_RUN; net = median less the null row of family and hook"
     );
     println!("table full: each flow evicts the two halves of an older one, as in a flood of SYNs");
+    let widest = results.iter().map(|row| row.name.chars().count()).max();
+    let width = widest.unwrap_or(0) + 2;
     println!(
-        "\n{:<52}{:>8}{:>8}  {:<8}{:>8}{:>8}  {:<16}verdicts",
+        "\n{:<width$}{:>8}{:>8}  {:<8}{:>8}{:>8}  {:<16}verdicts",
         "row", "net", "target", "", "median", "min", "quartiles"
     );
     for row in results {
@@ -92,7 +138,7 @@ pub(super) fn print(results: &[Outcome], memory: &[Memory], machine: &str) {
             .map(|(name, count)| format!("{count} {name}"))
             .collect();
         println!(
-            "{:<52}{:>8.1}{target:>8}  {met:<8}{:>8.1}{:>8.1}  {:<16}{}",
+            "{:<width$}{:>8.1}{target:>8}  {met:<8}{:>8.1}{:>8.1}  {:<16}{}",
             row.name,
             row.net_ns,
             row.median_ns,
@@ -116,9 +162,15 @@ pub(super) fn print(results: &[Outcome], memory: &[Memory], machine: &str) {
     }
 }
 
-/// Writes the rows as a JSON array.
-pub(super) fn write(results: &[Outcome], path: &Path) -> Result<()> {
-    let file = File::create(path).with_context(|| format!("create {}", path.display()))?;
-    serde_json::to_writer_pretty(BufWriter::new(file), results)
-        .with_context(|| format!("write {}", path.display()))
+#[cfg(test)]
+mod tests {
+    use super::quantile;
+
+    #[test]
+    fn quantiles_are_samples() {
+        let samples = [5.0, 1.0, 4.0, 2.0, 3.0];
+        let found = [0, 1, 2, 3, 4].map(|quarters| quantile(&samples, quarters).unwrap());
+        assert_eq!(found.map(f64::round), [1.0, 2.0, 3.0, 4.0, 5.0]);
+        assert!(quantile(&[], 2).is_err());
+    }
 }
