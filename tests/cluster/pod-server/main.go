@@ -73,9 +73,9 @@ func serve(arguments []string) error {
 	}
 	if err := errors.Join(
 		start(*http, func(port string) error { return server.listenHTTP(port, failures) }),
-		start(*tcp, func(port string) error { return server.listenTCP(port, failures) }),
+		start(*tcp, func(port string) error { return listen(port, failures, server.echo) }),
 		start(*udp, func(port string) error { return server.listenUDP(port, failures) }),
-		start(*numbered, func(port string) error { return server.listenNumbered(port, failures) }),
+		start(*numbered, func(port string) error { return listen(port, failures, answerNumbered) }),
 	); err != nil {
 		return err
 	}

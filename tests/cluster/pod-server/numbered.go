@@ -18,26 +18,8 @@ const (
 	down          = 1
 )
 
-// listenNumbered answers each message of a connection by one of its own, and ends the connection if a
+// answerNumbered answers each message of a connection by one of its own, and ends the connection if a
 // byte is not the expected one.
-func (s *server) listenNumbered(port string, failures chan<- error) error {
-	listener, err := net.Listen("tcp", ":"+port)
-	if err != nil {
-		return err
-	}
-	go func() {
-		for {
-			connection, err := listener.Accept()
-			if err != nil {
-				failures <- err
-				return
-			}
-			go answerNumbered(connection)
-		}
-	}()
-	return nil
-}
-
 func answerNumbered(connection net.Conn) {
 	defer connection.Close()
 	var nobody, name [nameLength]byte

@@ -164,8 +164,8 @@ func addresses(request *http.Request) (peer, local string) {
 	return net.JoinHostPort(host, port), local
 }
 
-// listenTCP greets each connection with the first line and then sends back what comes.
-func (s *server) listenTCP(port string, failures chan<- error) error {
+// listen serves each connection to a port by itself.
+func listen(port string, failures chan<- error, serve func(net.Conn)) error {
 	listener, err := net.Listen("tcp", ":"+port)
 	if err != nil {
 		return err
@@ -177,12 +177,13 @@ func (s *server) listenTCP(port string, failures chan<- error) error {
 				failures <- err
 				return
 			}
-			go s.echo(connection)
+			go serve(connection)
 		}
 	}()
 	return nil
 }
 
+// echo greets a connection with the first line and then sends back what comes.
 func (s *server) echo(connection net.Conn) {
 	defer connection.Close()
 	greeting := s.line(plain(connection.RemoteAddr()), plain(connection.LocalAddr()))
