@@ -16,6 +16,7 @@ mod report;
 mod run;
 mod server;
 mod services;
+mod versions;
 mod world;
 
 use std::{path::PathBuf, process::ExitCode};

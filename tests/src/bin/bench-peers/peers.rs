@@ -4,7 +4,7 @@ use std::{
     net::{IpAddr, SocketAddr},
     path::Path,
     process::Command,
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, Result, ensure};
@@ -58,6 +58,11 @@ pub(crate) trait Balancer {
 
     /// Begins to tell of a change that led to `services`; when it began.
     fn begin(&self, process: &Process, change: Change, services: &Services) -> Result<Instant>;
+
+    /// How long it is left alone between two changes.
+    fn rest(&self) -> Duration {
+        Duration::from_millis(300)
+    }
 
     /// Bytes of kernel memory of its tables, where the kernel tells them.
     fn kernel_memory(&self) -> Result<Option<u64>> {

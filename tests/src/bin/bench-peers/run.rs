@@ -3,7 +3,10 @@
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
-use lb_tests::programming::plane::Plane;
+use lb_tests::{
+    bench::machine::{self, Load},
+    programming::plane::Plane,
+};
 
 use crate::{
     Arguments,
@@ -12,6 +15,7 @@ use crate::{
     peers::{self, Peer, Programs},
     report::{self, Row},
     services::Services,
+    versions::versions,
     world,
 };
 
@@ -19,6 +23,7 @@ use crate::{
 const ROUND: Duration = Duration::from_secs(1);
 
 /// Measures everything, and prints it.
+#[expect(clippy::print_stdout, reason = "the result of the program")]
 pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     ensure!(arguments.rounds > 0, "--rounds is 0");
     let mut numbers = arguments.services.clone();
@@ -28,6 +33,8 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
         numbers.first().is_some_and(|first| *first > 0),
         "--services 0"
     );
+    let before = Load::now()?;
+    let versions = versions(&arguments.components)?;
     let directory = tempfile::tempdir().context("make a directory")?;
     world::connect_api_server();
     let plane = Plane::start(&arguments.components, directory.path())?;
@@ -46,7 +53,9 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
         written = number;
         rows.extend(of_number(arguments, programs, &api, number)?);
     }
-    report::publish(&rows, arguments.json.as_deref())
+    report::publish(&rows, arguments.json.as_deref())?;
+    println!("\n{}\n{versions}", machine::describe(&before)?);
+    Ok(())
 }
 
 /// All peers with one number of Services.
@@ -108,8 +117,10 @@ fn forward(arguments: &Arguments, peers: &[Peer<'_>], rows: &mut [Row]) -> Resul
         streams.push(Stream::start(peer, &arguments.object)?);
         peer.freeze()?;
     }
-    for _ in 0..arguments.rounds {
-        for ((peer, row), stream) in peers.iter().zip(&mut *rows).zip(&mut streams) {
+    for round in 0..arguments.rounds {
+        let mut streams: Vec<_> = streams.iter_mut().collect();
+        rotate(&mut streams, round);
+        for ((peer, row), stream) in in_turn(peers, rows, round).zip(streams) {
             let Some(stream) = stream else {
                 continue;
             };
@@ -129,9 +140,14 @@ fn in_turn<'a, 'p>(
     round: u32,
 ) -> impl Iterator<Item = (&'a Peer<'p>, &'a mut Row)> {
     let mut all: Vec<_> = peers.iter().zip(rows).collect();
+    rotate(&mut all, round);
+    all.into_iter()
+}
+
+/// Begins with another of them each round.
+fn rotate<T>(all: &mut [T], round: u32) {
     let first = usize::try_from(round).unwrap_or_default() % all.len().max(1);
     all.rotate_left(first);
-    all.into_iter()
 }
 
 pub(crate) fn say(what: &str) {

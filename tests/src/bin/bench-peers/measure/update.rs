@@ -16,8 +16,6 @@ use crate::{
 /// Longest wait for a change, and for everything.
 const PATIENCE: Duration = Duration::from_mins(2);
 const LONG_PATIENCE: Duration = Duration::from_mins(15);
-/// Between changes: kube-proxy writes its rules once a second at most, which is not to be measured.
-const REST: Duration = Duration::from_millis(1_100);
 
 /// Milliseconds from the start of a peer's program until the first and last Services, and some between, were
 /// served; all are there before. Nobody serves them when it starts.
@@ -102,7 +100,7 @@ pub(crate) fn add(
                 peer.name()
             );
         }
-        std::thread::sleep(REST);
+        std::thread::sleep(peer.balancer.rest());
     }
     Ok(times)
 }
@@ -124,7 +122,7 @@ fn follow(
         anyhow::Ok(milliseconds(reached.saturating_duration_since(begun)))
     });
     api.settle()?;
-    std::thread::sleep(REST);
+    std::thread::sleep(peer.balancer.rest());
     took.with_context(|| format!("{}, {change:?}:\n{}", peer.name(), peer.output()))
 }
 

@@ -19,7 +19,7 @@ use crate::{
 
 /// What all Services have in common.
 const GLOBAL: &str = "global
-  maxconn 4000
+  maxconn 2000
   hard-stop-after 2s
 defaults
   mode tcp

@@ -1,6 +1,9 @@
 //! The real kube-proxy.
 
-use std::{process::Command, time::Instant};
+use std::{
+    process::Command,
+    time::{Duration, Instant},
+};
 
 use anyhow::Result;
 use lb_tests::netns::Process;
@@ -51,6 +54,12 @@ impl Balancer for KubeProxy<'_> {
             .args(["--conntrack-tcp-timeout-established=0"])
             .args(["--conntrack-tcp-timeout-close-wait=0"]);
         Ok(Some(command))
+    }
+
+    /// It writes rules once a second at most, and a change within that second waits for its end. What one change
+    /// takes that comes alone is measured; a new Service, of two objects, waits nevertheless.
+    fn rest(&self) -> Duration {
+        Duration::from_secs(2)
     }
 
     fn begin(&self, _: &Process, change: Change, _: &Services) -> Result<Instant> {
