@@ -7,6 +7,7 @@ use lb_common::bench::stage;
 
 use super::{
     case::{Picture, Row},
+    kernel::Program,
     report::Outcome,
 };
 use crate::{
@@ -21,7 +22,13 @@ use crate::{
 /// A file cannot be written.
 pub(super) fn write(rows: &[&Row], results: &[Outcome]) -> Result<Vec<PathBuf>> {
     let measured = Measured { rows, results };
-    let mut paths = vec![measured.bars().write("micro-rows")?];
+    let mut paths = Vec::new();
+    for (v6, name) in [(false, "micro-rows"), (true, "micro-rows-ipv6")] {
+        let bars = measured.bars(v6);
+        if !bars.bars.is_empty() {
+            paths.push(bars.write(name)?);
+        }
+    }
     let mut flows = measured.lines(Picture::Flows);
     if !flows.is_empty() {
         flows.push(Series {
@@ -86,17 +93,23 @@ impl Measured<'_> {
         series.collect()
     }
 
-    fn bars(&self) -> Bars {
+    /// Rows of one family but for those that have pictures of their own.
+    fn bars(&self, v6: bool) -> Bars {
         let rows = self.rows.iter().zip(self.results);
-        let bars = rows
-            .filter(|(row, _)| !row.is_null())
-            .map(|(_, result)| Bar {
-                name: result.name.clone(),
-                value: result.net_ns.max(0.0),
-                target: result.target_ns.map(|most| Target::AtMost(f64::from(most))),
+        let shown = rows.filter(|(row, _)| {
+            let elsewhere = row.point.as_ref().is_some_and(|point| {
+                point.picture == Picture::Services || row.program == Program::Stages
             });
+            row.group.shape.v6 == v6 && !row.is_null() && !elsewhere
+        });
+        let bars = shown.map(|(_, result)| Bar {
+            name: result.name.clone(),
+            value: result.net_ns.max(0.0),
+            target: result.target_ns.map(|most| Target::AtMost(f64::from(most))),
+        });
+        let family = if v6 { "IPv6" } else { "IPv4" };
         Bars {
-            title: "Time per packet in BPF_PROG_TEST_RUN".to_owned(),
+            title: format!("{family}: time per packet in BPF_PROG_TEST_RUN"),
             axis: Axis {
                 label: "ns per packet, net of the null row".to_owned(),
                 scale: Scale::Linear,

@@ -339,7 +339,7 @@ fn spread(services: u32) -> Draft {
 
 /// A million flows.
 fn crowd(v6: bool, mode: Mode) -> Draft {
-    // Three million entries for two million halves; ticks so long that all pass in one.
+    // Three million entries for two million halves; ticks so long that all pass in one, and rounds too.
     const ENTRIES: u32 = 3 << 20;
     let maps: &[_] = if v6 {
         &[
@@ -359,7 +359,7 @@ fn crowd(v6: bool, mode: Mode) -> Draft {
     let mut draft = Draft {
         sizes: Sizes {
             maps,
-            longer_ticks: 5,
+            longer_ticks: 20,
             snat_addresses: 64,
         },
         ..Draft::default()

@@ -20,7 +20,7 @@ struct Arguments {
     #[arg(long)]
     rows: Vec<String>,
     /// Timed calls per row; medians are taken over them
-    #[arg(long, default_value_t = 15)]
+    #[arg(long, default_value_t = 9)]
     rounds: u32,
     /// Packets in a timed call
     #[arg(long, default_value_t = 65_536)]
