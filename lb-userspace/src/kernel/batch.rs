@@ -4,10 +4,7 @@ use std::{io, os::fd::AsFd as _};
 
 use lb_common::wire::Wire;
 
-use super::{
-    Map, address, address_mut, bpf, command, invalid, map::found, raw, seam, slice, slice_mut,
-    zeroed,
-};
+use super::{Map, address, bpf, command, invalid, map::found, raw, seam, slice, slice_mut, zeroed};
 
 /// Elements asked for in one batch call: large enough to make the call cheap, small enough for L2.
 const BATCH: usize = 4096;
@@ -15,6 +12,16 @@ const BATCH: usize = 4096;
 const ZEROS: usize = 256;
 /// The kernel's `ENOTSUPP`, which libc does not know: a map type without the operation.
 const ENOTSUPP: i32 = 524;
+
+/// How many values of a type the key and the value of one element are.
+#[derive(Clone, Copy)]
+pub(super) struct Units {
+    pub(super) key: usize,
+    pub(super) value: usize,
+}
+
+/// A type each.
+const ONE: Units = Units { key: 1, value: 1 };
 
 impl Map {
     /// Lends every element to `visit`, in batches. Elements written meanwhile may be missed, and
@@ -29,7 +36,7 @@ impl Map {
     ) -> io::Result<()> {
         self.check::<K>()?;
         self.check_value::<V>()?;
-        self.batches(1, &mut visit)
+        self.batches(ONE, &mut visit)
     }
 
     /// Reads every element; see [`Self::for_each_batch`].
@@ -53,7 +60,8 @@ impl Map {
     pub fn for_each_per_cpu<V: Wire>(&self, mut visit: impl FnMut(u32, &[V])) -> io::Result<()> {
         self.check::<u32>()?;
         let cpus = self.check_per_cpu::<V>()?;
-        self.batches(cpus, &mut |keys: &[u32], values: &[V]| {
+        let units = Units { value: cpus, ..ONE };
+        self.batches(units, &mut |keys: &[u32], values: &[V]| {
             for (key, values) in keys.iter().zip(values.chunks_exact(cpus)) {
                 visit(*key, values);
             }
@@ -80,17 +88,7 @@ impl Map {
             return both.try_for_each(|(key, value)| self.update(key, value));
         }
         for (keys, values) in keys.chunks(BATCH).zip(values.chunks(BATCH)) {
-            let mut attr = self.batch(slice(keys), slice(values), keys.len());
-            // SAFETY: both arrays hold `count` elements of the sizes the kernel uses.
-            match unsafe { bpf(command::UPDATE_BATCH, &mut attr) } {
-                Ok(_) => {}
-                Err(error) if is_unsupported(&error) => {
-                    for (key, value) in keys.iter().zip(values) {
-                        self.update(key, value)?;
-                    }
-                }
-                Err(error) => return Err(error),
-            }
+            self.write(keys, values, ONE)?;
         }
         Ok(())
     }
@@ -134,20 +132,8 @@ impl Map {
         let indices: Vec<u32> = indices.iter().copied().filter(|i| *i < capacity).collect();
         let zeros = vec![zeroed::<V>(); indices.len().min(ZEROS) * cpus];
         for chunk in indices.chunks(ZEROS) {
-            let mut attr = self.batch(slice(chunk), slice(&zeros), chunk.len());
-            // SAFETY: the arrays hold `count` keys, and for each key a value for each possible CPU.
-            match unsafe { bpf(command::UPDATE_BATCH, &mut attr) } {
-                Ok(_) => {}
-                Err(error) if is_unsupported(&error) => {
-                    for index in chunk {
-                        let mut attr = self.element(address(index), slice(&zeros), 0);
-                        // SAFETY: `zeros` holds a value for each possible CPU.
-                        unsafe { bpf(command::UPDATE_ELEM, &mut attr) }?;
-                    }
-                }
-                Err(error) => return Err(error),
-            }
-            seam::written(self.info().id);
+            let zeros = zeros.get(..chunk.len() * cpus).unwrap_or_default();
+            self.write(chunk, zeros, Units { value: cpus, ..ONE })?;
         }
         Ok(())
     }
@@ -188,17 +174,52 @@ impl Map {
         Ok(())
     }
 
-    /// Walks the map by batch calls, else key by key. `per_key` values belong to each key.
-    fn batches<K: Wire, V: Wire>(
+    /// Writes elements by one batch call, else one by one. `units` have the sizes the kernel uses.
+    pub(super) fn write<K: Wire, V: Wire>(
         &self,
-        per_key: usize,
+        keys: &[K],
+        values: &[V],
+        units: Units,
+    ) -> io::Result<()> {
+        let count = keys.len() / units.key;
+        if keys.len() != count * units.key || values.len() != count * units.value {
+            return Err(invalid(format!(
+                "{} and {} of what an element has {} and {} of",
+                keys.len(),
+                values.len(),
+                units.key,
+                units.value
+            )));
+        }
+        let mut attr = self.batch(slice(keys), slice(values), count);
+        // SAFETY: both arrays hold `count` elements of the sizes the kernel uses.
+        match unsafe { bpf(command::UPDATE_BATCH, &mut attr) } {
+            Ok(_) => {}
+            Err(error) if is_unsupported(&error) => {
+                let values = values.chunks_exact(units.value);
+                for (key, value) in keys.chunks_exact(units.key).zip(values) {
+                    let mut attr = self.element(slice(key), slice(value), 0);
+                    // SAFETY: a key and a value of the sizes the kernel uses.
+                    unsafe { bpf(command::UPDATE_ELEM, &mut attr) }?;
+                }
+            }
+            Err(error) => return Err(error),
+        }
+        seam::written(self.info().id);
+        Ok(())
+    }
+
+    /// Walks the map by batch calls, else key by key. `units` have the sizes the kernel uses.
+    pub(super) fn batches<K: Wire, V: Wire>(
+        &self,
+        units: Units,
         visit: &mut impl FnMut(&[K], &[V]),
     ) -> io::Result<()> {
         let mut room = BATCH.min(self.info().max_entries as usize).max(64);
-        let mut keys = vec![zeroed::<K>(); room];
-        let mut values = vec![zeroed::<V>(); room * per_key];
+        let mut keys = vec![zeroed::<K>(); room * units.key];
+        let mut values = vec![zeroed::<V>(); room * units.value];
         // The kernel keeps its place here: a bucket number, or a whole key.
-        let mut place = vec![0_u64; size_of::<K>().div_ceil(8).max(1)];
+        let mut place = vec![0_u64; (size_of::<K>() * units.key).div_ceil(8).max(1)];
         let mut next = place.clone();
         let mut first = true;
         loop {
@@ -217,19 +238,21 @@ impl Map {
                     // One bucket holds more than there is room for.
                     Some(libc::ENOSPC) => {
                         room *= 2;
-                        keys.resize(room, zeroed());
-                        values.resize(room * per_key, zeroed());
+                        keys.resize(room * units.key, zeroed());
+                        values.resize(room * units.value, zeroed());
                         continue;
                     }
                     _ if first && is_unsupported(&error) => {
-                        return self.one_by_one(per_key, visit);
+                        return self.one_by_one(units, visit);
                     }
                     _ => return Err(error),
                 },
             };
-            if let (Some(keys), Some(values)) = (keys.get(..count), values.get(..count * per_key)) {
-                visit(keys, values);
-            }
+            let (keys, values) = (
+                keys.get(..count * units.key).unwrap_or_default(),
+                values.get(..count * units.value).unwrap_or_default(),
+            );
+            visit(keys, values);
             if end {
                 return Ok(());
             }
@@ -241,30 +264,30 @@ impl Map {
     /// Walks the map key by key, at most twice its capacity: under churn a walk may start over.
     fn one_by_one<K: Wire, V: Wire>(
         &self,
-        per_key: usize,
+        units: Units,
         visit: &mut impl FnMut(&[K], &[V]),
     ) -> io::Result<()> {
-        let mut values = vec![zeroed::<V>(); per_key];
-        let mut key: Option<K> = None;
+        let mut values = vec![zeroed::<V>(); units.value];
+        let mut key: Option<Vec<K>> = None;
         for _ in 0..u64::from(self.info().max_entries) * 2 {
-            let mut following = zeroed::<K>();
-            let previous = key.as_ref().map_or(0, address);
-            let mut attr = self.element(previous, address_mut(&mut following), 0);
+            let mut following = vec![zeroed::<K>(); units.key];
+            let previous = key.as_deref().map_or(0, slice);
+            let mut attr = self.element(previous, slice_mut(&mut following), 0);
             // SAFETY: both keys have the size the kernel uses, or the first is null: "the first".
             if !found(unsafe { bpf(command::GET_NEXT_KEY, &mut attr) })? {
                 return Ok(());
             }
-            let mut attr = self.element(address(&following), slice_mut(&mut values), 0);
+            let mut attr = self.element(slice(&following), slice_mut(&mut values), 0);
             // SAFETY: `values` holds as many values as belong to one key.
             if found(unsafe { bpf(command::LOOKUP_ELEM, &mut attr) })? {
-                visit(&[following], &values);
+                visit(&following, &values);
             }
             key = Some(following);
         }
         Ok(())
     }
 
-    pub(super) fn batch(&self, keys: u64, values: u64, count: usize) -> BatchAttr {
+    fn batch(&self, keys: u64, values: u64, count: usize) -> BatchAttr {
         BatchAttr {
             in_batch: 0,
             out_batch: 0,
@@ -280,12 +303,12 @@ impl Map {
 
 /// `union bpf_attr`, `BPF_MAP_*_BATCH`.
 #[repr(C)]
-pub(super) struct BatchAttr {
-    pub(super) in_batch: u64,
-    pub(super) out_batch: u64,
+struct BatchAttr {
+    in_batch: u64,
+    out_batch: u64,
     keys: u64,
     values: u64,
-    pub(super) count: u32,
+    count: u32,
     map_fd: u32,
     elem_flags: u64,
     flags: u64,

@@ -7,12 +7,7 @@ use std::{
 
 use lb_common::wire::Wire;
 
-use super::{InfoAttr, Map, address_mut, bpf, command, invalid, raw, seam, slice, slice_mut};
-
-/// Bytes of keys and of values asked for in one call.
-const BATCH: usize = 1 << 17;
-/// The kernel's `ENOTSUPP`, which libc does not know: a map type without the operation.
-const ENOTSUPP: i32 = 524;
+use super::{InfoAttr, Map, address_mut, batch::Units, bpf, command, invalid, raw, slice_mut};
 
 /// The types of a map's keys and values, as the map's maker told the kernel.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -59,49 +54,7 @@ impl Map {
     ///
     /// Whatever the kernel says.
     pub fn for_each_raw(&self, mut visit: impl FnMut(&[u8], &[u8])) -> io::Result<()> {
-        let (key, value) = self.raw_sizes()?;
-        let most = (BATCH / value.max(key)).max(64);
-        let mut room = most.min(self.info().max_entries.max(64) as usize);
-        let mut keys = vec![0_u8; room * key];
-        let mut values = vec![0_u8; room * value];
-        // The kernel keeps its place here: a bucket number, or a whole key.
-        let mut place = vec![0_u64; key.div_ceil(8).max(1)];
-        let mut next = place.clone();
-        let mut first = true;
-        loop {
-            let mut attr = self.batch(slice_mut(&mut keys), slice_mut(&mut values), room);
-            attr.in_batch = if first { 0 } else { slice_mut(&mut place) };
-            attr.out_batch = slice_mut(&mut next);
-            // SAFETY: the buffers hold `room` keys and values of the sizes the kernel told; both places
-            // hold at least a key and at least the four bytes of a bucket number.
-            let result = unsafe { bpf(command::LOOKUP_BATCH, &mut attr) };
-            let count = (attr.count as usize).min(room);
-            let end = match result {
-                Ok(_) => false,
-                Err(error) => match error.raw_os_error() {
-                    Some(libc::ENOENT) => true,
-                    Some(libc::EINTR | libc::EAGAIN) => continue,
-                    // One bucket holds more than there is room for.
-                    Some(libc::ENOSPC) => {
-                        room *= 2;
-                        keys.resize(room * key, 0);
-                        values.resize(room * value, 0);
-                        continue;
-                    }
-                    _ => return Err(error),
-                },
-            };
-            if let (Some(keys), Some(values)) =
-                (keys.get(..count * key), values.get(..count * value))
-            {
-                visit(keys, values);
-            }
-            if end {
-                return Ok(());
-            }
-            std::mem::swap(&mut place, &mut next);
-            first = false;
-        }
+        self.batches(self.bytes()?, &mut visit)
     }
 
     /// Writes elements given as bytes: keys one after the other, and values. Not for per-CPU maps.
@@ -111,43 +64,25 @@ impl Map {
     /// The first failure; elements before it are written. Bytes that are no whole elements, or not as
     /// many keys as values.
     pub fn update_raw(&self, keys: &[u8], values: &[u8]) -> io::Result<()> {
-        let (key, value) = self.raw_sizes()?;
-        let count = keys.len() / key;
-        if keys.len() != count * key || values.len() != count * value {
-            return Err(invalid(format!(
-                "{} bytes of keys and {} of values for a map with {key} and {value}",
-                keys.len(),
-                values.len()
-            )));
-        }
-        if count == 0 {
+        let bytes = self.bytes()?;
+        if keys.is_empty() && values.is_empty() {
             return Ok(());
         }
-        let mut attr = self.batch(slice(keys), slice(values), count);
-        // SAFETY: both buffers hold `count` elements of the sizes the kernel told.
-        match unsafe { bpf(command::UPDATE_BATCH, &mut attr) } {
-            Ok(_) => {}
-            Err(error) if error.raw_os_error() == Some(ENOTSUPP) => {
-                for (key, value) in keys.chunks_exact(key).zip(values.chunks_exact(value)) {
-                    let mut attr = self.element(slice(key), slice(value), 0);
-                    // SAFETY: a key and a value of the sizes the kernel told.
-                    unsafe { bpf(command::UPDATE_ELEM, &mut attr) }?;
-                }
-            }
-            Err(error) => return Err(error),
-        }
-        seam::written(self.info().id);
-        Ok(())
+        self.write(keys, values, bytes)
     }
 
-    fn raw_sizes(&self) -> io::Result<(usize, usize)> {
+    /// Bytes of an element.
+    fn bytes(&self) -> io::Result<Units> {
         let info = self.info();
-        if info.is_per_cpu() || info.key_size == 0 {
+        if info.is_per_cpu() || info.key_size == 0 || info.value_size == 0 {
             return Err(invalid(
                 "the map is per-CPU, or has no keys or no values".to_owned(),
             ));
         }
-        Ok((info.key_size as usize, info.value_size as usize))
+        Ok(Units {
+            key: info.key_size as usize,
+            value: info.value_size as usize,
+        })
     }
 }
 
