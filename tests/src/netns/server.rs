@@ -47,6 +47,39 @@ impl Server {
             port,
         }
     }
+
+    /// Listens on both families and gives each connection a thread, which gets its client's address, what
+    /// tells it to stop, and where to count what it serves.
+    fn tcp(
+        namespace: &Namespace,
+        port: u16,
+        serve: impl Fn(TcpStream, SocketAddr, &AtomicBool, &AtomicU64) -> std::io::Result<()>
+        + Clone
+        + Send
+        + 'static,
+    ) -> Self {
+        let server = Self::new(port);
+        let (stop, served) = (Arc::clone(&server.stop), Arc::clone(&server.served));
+        let listener = namespace.inside(move || {
+            TcpListener::bind((Ipv6Addr::UNSPECIFIED, port))
+                .unwrap_or_else(|e| panic!("listen on port {port}: {e}"))
+        });
+        // A look now and then whether to stop; many servers share the machine.
+        let socket = socket2::SockRef::from(&listener);
+        socket.set_read_timeout(Some(PATIENCE)).expect("a timeout");
+        // The socket keeps the namespace it was made in, whichever thread uses it.
+        std::thread::spawn(move || {
+            while !stop.load(Ordering::Relaxed) {
+                let Ok((stream, peer)) = listener.accept() else {
+                    continue;
+                };
+                let (serve, stop, served) = (serve.clone(), Arc::clone(&stop), Arc::clone(&served));
+                // A client that goes away is no matter of the server.
+                std::thread::spawn(move || drop(serve(stream, peer, &stop, &served)));
+            }
+        });
+        server
+    }
 }
 
 impl Drop for Server {
@@ -59,30 +92,11 @@ impl Drop for Server {
 /// `/` answers `name` and the client's address, `/bytes/N` answers N bytes,
 /// `/stream/N` sends 10 kB every 5 ms, N times, and a POST is read to its end.
 pub fn http(namespace: &Namespace, name: &str, port: u16) -> Server {
-    let server = Server::new(port);
-    let (stop, requests) = (Arc::clone(&server.stop), Arc::clone(&server.served));
     let name = name.to_string();
-    let listener = namespace.inside(move || {
-        TcpListener::bind((Ipv6Addr::UNSPECIFIED, port))
-            .unwrap_or_else(|e| panic!("listen on port {port}: {e}"))
-    });
-    // A look now and then whether to stop; many servers share the machine.
-    let socket = socket2::SockRef::from(&listener);
-    socket.set_read_timeout(Some(PATIENCE)).expect("a timeout");
-    // The socket keeps the namespace it was made in, whichever thread uses it.
-    std::thread::spawn(move || {
-        while !stop.load(Ordering::Relaxed) {
-            if let Ok((stream, peer)) = listener.accept() {
-                let (name, stop) = (name.clone(), Arc::clone(&stop));
-                requests.fetch_add(1, Ordering::Relaxed);
-                std::thread::spawn(move || {
-                    // A client that goes away is no matter of the server.
-                    drop(answer(stream, peer, &name, &stop));
-                });
-            }
-        }
-    });
-    server
+    Server::tcp(namespace, port, move |stream, peer, stop, requests| {
+        requests.fetch_add(1, Ordering::Relaxed);
+        answer(stream, peer, &name, stop)
+    })
 }
 
 fn answer(

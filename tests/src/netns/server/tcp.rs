@@ -2,46 +2,28 @@
 
 use std::{
     io::{self, BufRead as _, BufReader, Write as _},
-    net::{Ipv6Addr, SocketAddr, TcpListener, TcpStream},
-    sync::{Arc, atomic::Ordering},
+    net::{SocketAddr, TcpStream},
+    sync::atomic::Ordering,
     time::Duration,
 };
 
-use super::{PATIENCE, Server};
+use super::Server;
 use crate::netns::Namespace;
 
 /// TCP on both families: answers each line with `name`, a space, and the line, for as long as the client
 /// likes.
 pub fn tcp_echo(namespace: &Namespace, name: &str, port: u16) -> Server {
-    let server = Server::new(port);
-    let (stop, lines) = (Arc::clone(&server.stop), Arc::clone(&server.served));
     let name = name.to_string();
-    let listener = namespace.inside(move || {
-        TcpListener::bind((Ipv6Addr::UNSPECIFIED, port))
-            .unwrap_or_else(|e| panic!("listen on port {port}: {e}"))
-    });
-    // A look now and then whether to stop.
-    let socket = socket2::SockRef::from(&listener);
-    socket.set_read_timeout(Some(PATIENCE)).expect("a timeout");
-    std::thread::spawn(move || {
-        while !stop.load(Ordering::Relaxed) {
-            let Ok((stream, _)) = listener.accept() else {
-                continue;
-            };
-            let (name, lines) = (name.clone(), Arc::clone(&lines));
-            std::thread::spawn(move || {
-                // It has the listener's.
-                stream.set_read_timeout(None)?;
-                let mut answers = stream.try_clone()?;
-                for line in BufReader::new(stream).lines() {
-                    answers.write_all(format!("{name} {}\n", line?).as_bytes())?;
-                    lines.fetch_add(1, Ordering::Relaxed);
-                }
-                io::Result::Ok(())
-            });
+    Server::tcp(namespace, port, move |stream, _, _, lines| {
+        // It has the listener's.
+        stream.set_read_timeout(None)?;
+        let mut answers = stream.try_clone()?;
+        for line in BufReader::new(stream).lines() {
+            answers.write_all(format!("{name} {}\n", line?).as_bytes())?;
+            lines.fetch_add(1, Ordering::Relaxed);
         }
-    });
-    server
+        Ok(())
+    })
 }
 
 /// A connection to a [`tcp_echo`].
