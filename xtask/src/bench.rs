@@ -7,6 +7,7 @@ mod control;
 mod micro;
 mod peers;
 mod programming;
+mod wire;
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -21,6 +22,8 @@ use crate::command;
 pub(crate) enum Part {
     /// Time per packet, in the kernel, without a network
     Micro(micro::Arguments),
+    /// Packets per second over veth, beside what the devices alone can do
+    Wire(wire::Arguments),
     /// Time from a change of Services to the kernel's tables, without a cluster
     Control(control::Arguments),
     /// Time from a change in a real API server to the kernel's tables
@@ -36,6 +39,7 @@ pub(crate) enum Part {
 pub(crate) fn bench(part: &Part) -> Result<()> {
     match part {
         Part::Micro(arguments) => micro::run(arguments),
+        Part::Wire(arguments) => wire::run(arguments),
         Part::Control(arguments) => control::run(arguments),
         Part::Programming(arguments) => programming::run(arguments),
         Part::Peers(arguments) => peers::run(arguments),

@@ -1,8 +1,9 @@
 //! What a processor did, from the kernel's own accounts.
 
-use std::fs;
+use std::{fs, time::Duration};
 
 use anyhow::{Context as _, Result};
+use nix::time::{ClockId, clock_gettime};
 
 /// Ticks of one processor, of which the kernel counts a hundred a second. They are charged to whatever ran
 /// when the tick came, interrupts and their deferred work included.
@@ -56,4 +57,11 @@ impl Ticks {
     pub const fn all(self) -> u64 {
         self.busy + self.idle + self.stolen
     }
+}
+
+/// Processor time the calling thread has had.
+pub(super) fn own_time() -> Result<Duration> {
+    let time =
+        clock_gettime(ClockId::CLOCK_THREAD_CPUTIME_ID).context("read the thread's clock")?;
+    Ok(time.into())
 }
