@@ -5,12 +5,14 @@
 //! network ──┼─▶ loop ─▶ plan ─▶ diff ─▶ reach pods ─▶ apply
 //! timers  ──┘                                └─ failure: dump, wait, again
 //! ```
+//! At start the kernel verifies the programs while the lists arrive. Tables made anew are filled
+//! meanwhile too: no packet meets them before the programs are attached.
+//!
 //! Nothing is changed before every source has delivered its first complete list. When the agent
 //! ends, the data path stays: tables, programs and links are pinned.
 
-use std::{path::Path, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
-use lb_common::{config::UnknownFlows, names};
 use tokio::{
     signal::unix::{SignalKind, signal},
     sync::watch,
@@ -22,37 +24,40 @@ use tracing::{error, info, warn};
 pub use self::error::AgentError;
 
 use self::{
+    begin::require_interfaces,
     flows::Gone,
-    interfaces::{Interfaces, chain},
-    observe::{Early, Observer},
-    settings::{backoff, data_path_config, node_config, snat_policy},
-    sources::Sources,
+    interfaces::chain,
+    observe::Observer,
+    programs::Programs,
+    read_back::Found,
+    settings::{backoff, node_config, snat_policy},
     translators::Translators,
-    worker::{Draft, Source, Worker, clock},
+    worker::{Source, Worker},
 };
 use crate::{
-    attach::Attacher,
-    config::{Config, PodInterfaces},
-    dataplane::{DataplaneError, bpf::BpfDataplane},
-    devices::{self, Monitor, NetworkView},
+    config::Config,
+    dataplane::DataplaneError,
+    devices::{Monitor, NetworkView},
     drain::Drains,
     events,
-    expire::{Expiry, IdleTicks},
+    expire::Expiry,
     migrate::Migration,
     pins::{
-        self, LoadOptions,
+        self,
         step::{Step, killed_after},
     },
     preflight,
     refusals::Refusals,
     source::SourceState,
-    stack_flows::StackFlows,
 };
 
+mod begin;
 mod error;
 mod flows;
 mod interfaces;
 mod observe;
+mod programs;
+mod read_back;
 mod settings;
 mod sources;
 mod translators;
@@ -60,8 +65,6 @@ mod worker;
 
 /// How often the tables are read back and compared.
 const RESYNC: Duration = Duration::from_mins(1);
-/// Longest time between two looks at the flows.
-const EXPIRY: Duration = Duration::from_secs(10);
 /// How often the tables of a new layout may fail to be written before the one that serves is left to serve:
 /// with the waits in between, about a minute.
 const MOST_FAILURES: u32 = 9;
@@ -106,24 +109,6 @@ pub async fn run(config: Config) -> Result<(), AgentError> {
     }
 }
 
-fn require_interfaces(config: &Config) -> Result<(), AgentError> {
-    let exists = |name: &String| nix::net::if_::if_nametoindex(name.as_str()).is_ok();
-    let missing = |key, name: &String| AgentError::NoInterface {
-        key,
-        name: name.clone(),
-    };
-    if let Some(name) = config.interfaces.iter().find(|name| !exists(name)) {
-        return Err(missing("interfaces", name));
-    }
-    let PodInterfaces::List(names) = &config.pod_interfaces else {
-        return Ok(());
-    };
-    names
-        .iter()
-        .find(|name| !exists(name))
-        .map_or(Ok(()), |n| Err(missing("podInterfaces", n)))
-}
-
 /// Everything the loop holds.
 struct Agent {
     config: Config,
@@ -131,7 +116,9 @@ struct Agent {
     events: events::Sender,
     translators: Translators,
     monitor: Monitor,
-    interfaces: Interfaces,
+    programs: Programs,
+    /// The tables were made anew: no program that sees packets has them yet.
+    anew: bool,
     /// Another layout serves until ours, which this filled, takes over.
     migration: Option<Migration>,
     /// The tables were filled and the programs attached.
@@ -151,81 +138,6 @@ struct Agent {
 }
 
 impl Agent {
-    /// Makes everything ready; no packet notices.
-    async fn load(config: Config) -> Result<Self, AgentError> {
-        let early = Early::serve(&config)?;
-        let Sources {
-            state: source,
-            events,
-            contact,
-        } = sources::open(&config).await?;
-        let translators = Translators::look(&config).await?;
-        let jiffies = preflight::jiffies_per_second()?;
-        let shift = preflight::tick_shift(jiffies);
-        let tick_seconds = f64::from(1_u32 << shift) / f64::from(jiffies);
-        let options = LoadOptions {
-            root: config.pin_root.clone(),
-            config: data_path_config(&config, translators.choices(), shift, tick_seconds),
-            entries: config.tables.entries(),
-        };
-        let data_path = options.config;
-        let file = config.object.clone();
-        let loading = tokio::task::spawn_blocking(move || load(file.as_deref(), &options));
-        let (loaded, migration) = loading.await??;
-        let pins = loaded.directory.clone();
-        let monitor = devices::monitor(&pins).await?;
-        let interfaces = Interfaces::new(Attacher::new(loaded, config.pin_root.clone()));
-        let idle = IdleTicks::new(&config.timeouts, tick_seconds);
-        let expiry =
-            Expiry::open(&pins, idle).map_err(AgentError::kernel("open the flow tables"))?;
-        let refusals = Refusals::open(&pins.map(names::EVENTS))
-            .map_err(AgentError::kernel("open the ring buffer EVENTS"))?;
-        let in_use = expiry
-            .in_use()
-            .map_err(AgentError::kernel("read the flow tables"))?;
-        let drains = Drains::open(&pins, in_use.hanging.clone())
-            .map_err(AgentError::kernel("read the drain deadlines"))?;
-        let observer = early.observe(
-            &config,
-            &pins,
-            &data_path,
-            translators.found().kube_proxy,
-            (events.clone(), contact),
-        )?;
-        let metrics = observer.metrics.clone();
-        let mut worker = Worker::new(BpfDataplane::open_pinned(&pins)?, &in_use, clock(), metrics)?;
-        if translators.choices().unknown_flows == UnknownFlows::Stack {
-            let stack = StackFlows::open(&pins).map_err(AgentError::kernel(
-                "open the flow tables for the stack's own",
-            ))?;
-            worker.respect(stack);
-        }
-        let shortest = config
-            .timeouts
-            .udp
-            .min(config.timeouts.closed)
-            .min(config.timeouts.tcp);
-        Ok(Self {
-            expiry_interval: (shortest / 4).clamp(Duration::from_secs(1), EXPIRY),
-            config,
-            source,
-            events,
-            translators,
-            monitor,
-            interfaces,
-            migration,
-            attached: false,
-            followed: 0,
-            worker: Some(worker),
-            expiry: Some(expiry),
-            drains,
-            served: Source::default(),
-            refusals,
-            observer,
-            failures: 0,
-        })
-    }
-
     /// Follows every change, until something fails that cannot be repaired here.
     async fn turn(&mut self) -> Result<(), AgentError> {
         let now = tokio::time::Instant::now();
@@ -235,6 +147,7 @@ impl Agent {
         let mut refusals = interval_at(now + REFUSALS, REFUSALS);
         refusals.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut expiring: Option<JoinHandle<Gone>> = None;
+        let mut reading: Option<JoinHandle<Found>> = None;
         let mut retry: Option<tokio::time::Instant> = None;
         let mut stale = true;
         loop {
@@ -260,10 +173,17 @@ impl Agent {
                     }
                     stale = true;
                 }
+                // Nobody waits for them as long as the lists are not complete.
+                verified = self.programs.finish(), if self.programs.are_being_verified() => verified?,
                 () = retrying => stale = true,
-                _ = resync.tick() => {
-                    self.resync().await?;
+                _ = resync.tick(), if reading.is_none() => {
+                    self.translators.look_again(&self.config).await?;
+                    reading = self.read_back();
                     stale = true;
+                }
+                done = async { reading.as_mut()?.await.ok() }, if reading.is_some() => {
+                    reading = None;
+                    stale = self.compare(done).await?;
                 }
                 // The flows of a layout on standby are copies.
                 _ = expiry.tick(), if expiring.is_none() && self.migration.is_none() => {
@@ -298,7 +218,7 @@ impl Agent {
         } else if self.migration.is_some() && retry.is_some() {
             // Nobody looks after the layout that serves as long as this goes on.
             if self.failures >= MOST_FAILURES {
-                self.interfaces.abandon();
+                self.programs.abandon();
                 return Err(AgentError::kernel("fill the tables of the new layout")(
                     std::io::Error::other(format!("failed {MOST_FAILURES} times, see above")),
                 ));
@@ -306,11 +226,14 @@ impl Agent {
             info!("the layout that serves goes on until the new tables are whole");
         } else {
             killed_after(Step::Plan);
+            self.programs.finish().await?;
             let view = self.view();
-            self.interfaces.start(&self.config, &view)?;
+            self.reach(&view).await?;
+            self.programs.verified().await?.start(&self.config, &view)?;
             killed_after(Step::Attached);
             self.take_over().await?;
-            self.interfaces.settle(&self.config, &view);
+            let interfaces = self.programs.verified().await?;
+            interfaces.settle(&self.config, &view);
             self.followed = view.moved;
             self.attached = true;
             self.blocking(Worker::respect_all).await?;
@@ -330,7 +253,7 @@ impl Agent {
             Err(died) => Err(died.into()),
         };
         if done.is_err() {
-            self.interfaces.abandon();
+            self.programs.abandon();
         }
         done
     }
@@ -358,7 +281,10 @@ impl Agent {
             self.events.reject(rejection);
         }
         self.observer.drafted(&source, bind, &draft);
-        self.reach(&view, &draft).await;
+        // Before any packet is sent there.
+        if self.attached || !self.anew {
+            self.reach(&view).await?;
+        }
         let again = draft.deferred && !draft.ops.is_empty();
         if let Some(worker) = &self.worker {
             let before = &self.served.snapshot;
@@ -408,33 +334,28 @@ impl Agent {
     /// Attaches to devices that came and forgets those that went.
     fn follow_devices(&mut self) {
         let view = self.view();
-        if self.attached && self.followed != view.moved {
+        if self.attached
+            && self.followed != view.moved
+            && let Programs::Verified(interfaces) = &mut self.programs
+        {
             self.followed = view.moved;
-            self.interfaces.follow(&self.config, &view);
+            interfaces.follow(&self.config, &view);
         }
     }
 
-    async fn reach(&mut self, view: &NetworkView, draft: &Draft) {
+    /// Puts programs on the way to backends on this node, those of the last draft.
+    async fn reach(&mut self, view: &NetworkView) -> Result<(), AgentError> {
+        let Some(worker) = &self.worker else {
+            return Ok(());
+        };
+        let (pods, has_host) = (worker.nearby().addresses(), worker.nearby().has_host());
         let routes = &self.monitor.routes;
-        self.interfaces
-            .reach_pods(&self.config, view, routes, &draft.local_backends)
+        let interfaces = self.programs.verified().await?;
+        interfaces
+            .reach_pods(&self.config, view, routes, &pods)
             .await;
-        if draft.has_host_backend {
-            self.interfaces.reach_host(view);
-        }
-    }
-
-    /// Compares memory with the kernel, and looks at what else translates on the node.
-    async fn resync(&mut self) -> Result<(), AgentError> {
-        self.translators.look_again(&self.config).await?;
-        let found = self.blocking(Worker::resync).await?;
-        if let Ok(drifted) = &found {
-            self.observer.resynced(*drifted);
-        }
-        match found {
-            Ok(false) => {}
-            Ok(true) => warn!("the tables were not as the agent left them"),
-            Err(error) => error!("read the tables back: {}", chain(&error)),
+        if has_host {
+            interfaces.reach_host(view);
         }
         Ok(())
     }
@@ -466,25 +387,4 @@ impl Agent {
 /// A source ended: what is in the tables stays in force.
 fn source_gone() -> AgentError {
     AgentError::kernel("follow the sources")(std::io::ErrorKind::BrokenPipe.into())
-}
-
-/// Makes or adopts the data path. One beside a layout that serves is filled from that.
-fn load(
-    file: Option<&Path>,
-    options: &LoadOptions,
-) -> Result<(pins::Loaded, Option<Migration>), AgentError> {
-    let object = pins::object(file)?;
-    let loaded = pins::load(&object, options)?;
-    let Some(serving) = loaded.serving.clone() else {
-        return Ok((loaded, None));
-    };
-    match Migration::begin(serving, loaded.directory.clone()) {
-        Ok(migration) => Ok((loaded, Some(migration))),
-        Err(error) => {
-            if let Err(error) = loaded.directory.remove() {
-                warn!(%error, "layout not removed");
-            }
-            Err(error.into())
-        }
-    }
 }

@@ -17,7 +17,7 @@ use std::{
 
 pub use self::{
     layout::{Layout, MapDefinition},
-    load::{LoadOptions, Loaded, load, object},
+    load::{LoadOptions, Loaded, Prepared, load, object, prepare},
     serving::{Candidate, GateWord, Start, decide},
 };
 

@@ -10,11 +10,11 @@ use std::{
     time::{Duration, Instant},
 };
 
-use tracing::{debug, info, warn};
+use tracing::{info, warn};
 
-use self::nearby::Nearby;
+use self::{freed::Freed, nearby::Nearby};
 use crate::{
-    dataplane::{Dataplane as _, DataplaneError, TableOp, bpf::BpfDataplane, model::write},
+    dataplane::{DataplaneError, TableOp, bpf::BpfDataplane, model::write},
     diff::diff,
     expire::InUse,
     metrics::Metrics,
@@ -25,7 +25,9 @@ use crate::{
     tables::{ServiceRecord, TableSet},
 };
 
+mod freed;
 mod nearby;
+mod read_back;
 mod stack;
 
 /// After this long, no packet is still on its way to make a flow from tables that changed.
@@ -53,14 +55,10 @@ pub(super) struct Worker {
     filter_stale_since: Option<Instant>,
     /// A change failed in the middle and the tables could not be read back since.
     unknown: bool,
+    /// What was written since the tables began to be read aside, if they are.
+    since: Option<Vec<TableOp>>,
     /// The node's own connections, if what no flow knows is left to the stack.
     stack: Option<StackFlows>,
-}
-
-#[derive(Debug, Default)]
-struct Freed {
-    services: BTreeMap<u32, Instant>,
-    backends: BTreeMap<u32, Instant>,
 }
 
 /// A plan on its way to the tables.
@@ -73,10 +71,6 @@ pub(super) struct Draft {
     pub(super) health: Arc<BTreeMap<ObjectName, HealthCheck>>,
     /// What waits for the room this plan gives back.
     pub(super) deferred: bool,
-    /// Addresses of this node's own pods that are backends.
-    pub(super) local_backends: Arc<BTreeSet<IpAddr>>,
-    /// A backend is the node itself.
-    pub(super) has_host_backend: bool,
     /// The tables it leads to, if everything was planned.
     tables: Option<TableSet>,
     planned_in: Duration,
@@ -104,23 +98,13 @@ impl Worker {
             unseen: BTreeSet::new(),
             filter_stale_since: Some(now),
             unknown: false,
+            since: None,
             stack: None,
         };
         worker.resync()?;
         let services = worker.actual.services.values();
         worker.unseen = services.map(|record| record.name.clone()).collect();
-        for id in in_use.services.iter().filter(|id| **id != 0) {
-            if !worker.actual.services.contains_key(id) {
-                worker.quarantine.services.insert(*id);
-                worker.freed.services.insert(*id, now);
-            }
-        }
-        for id in in_use.backends.iter().filter(|id| **id != 0) {
-            if !worker.actual.backends.contains_key(id) {
-                worker.quarantine.backends.insert(*id);
-                worker.freed.backends.insert(*id, now);
-            }
-        }
+        worker.withhold(in_use, now);
         Ok(worker)
     }
 
@@ -129,28 +113,9 @@ impl Worker {
         &self.actual
     }
 
-    /// Reads the tables back: the kernel is the truth. True if they were not as we thought.
-    pub(super) fn resync(&mut self) -> Result<bool, DataplaneError> {
-        let found = self.dataplane.dump()?;
-        self.unknown = false;
-        if found == self.actual {
-            return Ok(false);
-        }
-        self.remember_gone(&found, clock());
-        self.actual = found;
-        self.nearby = Nearby::of(&self.actual);
-        self.metrics.found(&self.actual);
-        // Whoever changed them may have stopped between members and the epoch.
-        self.planner.raise_epochs();
-        Ok(true)
-    }
-
-    /// Reads the tables back if what they hold is not known: nothing can be planned from a guess.
-    pub(super) fn reread(&mut self) -> Result<(), DataplaneError> {
-        if self.unknown {
-            self.resync()?;
-        }
-        Ok(())
+    /// The backends on this node, those of the last draft.
+    pub(super) const fn nearby(&self) -> &Nearby {
+        &self.nearby
     }
 
     /// Decides; writes nothing.
@@ -230,8 +195,6 @@ impl Worker {
             rejected: patch.rejected,
             health: patch.health,
             deferred,
-            local_backends: self.nearby.addresses(),
-            has_host_backend: self.nearby.has_host(),
             tables,
             planned_in,
         }
@@ -261,6 +224,9 @@ impl Worker {
             let resynced = self.resync();
             self.nearby = Nearby::of(&self.actual);
             return resynced.and(Err(error));
+        }
+        if let Some(since) = &mut self.since {
+            since.extend_from_slice(&draft.ops);
         }
         let now = clock();
         if draft.ops.iter().any(forgets_address) {
@@ -331,29 +297,6 @@ impl Worker {
         news
     }
 
-    /// Ids that were free before `scan_began` and that no flow named are free to use again.
-    pub(super) fn release(&mut self, in_use: &InUse, scan_began: Instant) {
-        let freed = &mut self.freed;
-        let before = self.quarantine.services.len() + self.quarantine.backends.len();
-        let kept = |at: &Instant| *at + SETTLED > scan_began;
-        freed
-            .services
-            .retain(|id, at| in_use.services.contains(id) || kept(at));
-        freed
-            .backends
-            .retain(|id, at| in_use.backends.contains(id) || kept(at));
-        self.quarantine
-            .services
-            .retain(|id| freed.services.contains_key(id));
-        self.quarantine
-            .backends
-            .retain(|id| freed.backends.contains_key(id));
-        let after = self.quarantine.services.len() + self.quarantine.backends.len();
-        if before != after {
-            debug!(released = before - after, kept = after, "ids released");
-        }
-    }
-
     /// Clears the address filter's bits nobody needs any more: neither the tables, nor `in_use`, nor
     /// `more`. Only if the tables did not change since well before the scan: a flow it missed could
     /// need an address which they named then and do not name now.
@@ -374,61 +317,6 @@ impl Worker {
             Ok(()) => self.filter_stale_since = None,
             Err(error) => warn!(%error, "address filter not swept"),
         }
-    }
-
-    /// Puts what `ops` freed, which were carried out on the tables we know, into quarantine.
-    fn remember_freed(&mut self, ops: &[TableOp], now: Instant) {
-        for op in ops {
-            match op {
-                TableOp::RemoveService(id) => self.free_service(*id, now),
-                TableOp::SetBackend(id, new) => {
-                    let old = self.actual.backends.get(id);
-                    if let Some(old) = old.filter(|old| old.incarnation != new.incarnation) {
-                        self.quarantine.incarnations.insert(*id, old.incarnation);
-                    }
-                }
-                TableOp::RemoveBackend(id) => self.free_backend(*id, now),
-                _ => {}
-            }
-        }
-    }
-
-    /// The same for what is gone, or another's, without an operation of ours that says so.
-    fn remember_gone(&mut self, found: &TableSet, now: Instant) {
-        let services = self.actual.services.keys();
-        let services: Vec<_> = services
-            .filter(|id| !found.services.contains_key(id))
-            .copied()
-            .collect();
-        for id in services {
-            self.free_service(id, now);
-        }
-        let mut backends = Vec::new();
-        for (id, old) in &self.actual.backends {
-            match found.backends.get(id) {
-                None => backends.push(*id),
-                Some(new) if new.incarnation != old.incarnation => {
-                    self.quarantine.incarnations.insert(*id, old.incarnation);
-                }
-                Some(_) => {}
-            }
-        }
-        for id in backends {
-            self.free_backend(id, now);
-        }
-    }
-
-    fn free_service(&mut self, id: u32, now: Instant) {
-        self.quarantine.services.insert(id);
-        self.freed.services.insert(id, now);
-    }
-
-    fn free_backend(&mut self, id: u32, now: Instant) {
-        if let Some(old) = self.actual.backends.get(&id) {
-            self.quarantine.incarnations.insert(id, old.incarnation);
-        }
-        self.quarantine.backends.insert(id);
-        self.freed.backends.insert(id, now);
     }
 }
 

@@ -1,23 +1,21 @@
-//! Loading: maps made or adopted, programs verified and pinned. The one place that names aya.
+//! Loading, in two steps: maps are made or adopted, then programs are verified.
+//!
+//! The kernel takes most of a second for the second step, and nothing but attaching needs it: whoever
+//! fills the tables need not wait. With [`programs`] the one place that names aya.
 
 use std::{
     borrow::Cow,
     collections::BTreeMap,
-    fs, io,
+    fmt, fs, io,
     os::fd::{AsFd as _, BorrowedFd, OwnedFd},
     path::{Path, PathBuf},
 };
 
-use aya::{
-    Ebpf, EbpfLoader,
-    programs::{Program, ProgramError, TracePoint, links::FdLink},
-};
+use aya::{Ebpf, EbpfLoader};
 use lb_common::{
     config::Config,
     control::Gate,
-    names::{
-        self, LB_CLOCK, LB_DEVMAP_XMIT, LB_EGRESS, LB_EXPIRE, LB_INGRESS, LB_REDIRECT_ERR, LB_XDP,
-    },
+    names::{self, LB_CLOCK, LB_EGRESS, LB_EXPIRE, LB_INGRESS, LB_XDP},
 };
 use tracing::{info, warn};
 
@@ -27,13 +25,12 @@ use super::{
 };
 use crate::kernel::{self, Map};
 
-/// Programs the data path cannot do without.
-const REQUIRED: [&str; 5] = [LB_XDP, LB_INGRESS, LB_EGRESS, LB_CLOCK, LB_EXPIRE];
-/// Programs that only count; (name, category, tracepoint).
-const TRACEPOINTS: [(&str, &str, &str); 2] = [
-    (LB_REDIRECT_ERR, "xdp", "xdp_redirect_err"),
-    (LB_DEVMAP_XMIT, "xdp", "xdp_devmap_xmit"),
-];
+mod programs;
+
+/// Programs for devices.
+const ON_DEVICES: [&str; 3] = [LB_XDP, LB_INGRESS, LB_EGRESS];
+/// Programs the agent and lbctl run themselves.
+const RUN_BY_US: [&str; 2] = [LB_CLOCK, LB_EXPIRE];
 
 /// What is fixed at load.
 #[derive(Clone, Debug)]
@@ -103,15 +100,46 @@ const EMBEDDED: Option<&[u8]> = Some(aya::include_bytes_aligned!(concat!(
 #[cfg(not(feature = "bpf"))]
 const EMBEDDED: Option<&[u8]> = None;
 
+/// A data path whose maps are pinned and filled in. The programs that are no device's are pinned too, the
+/// others are not verified yet.
+pub struct Prepared {
+    /// The directory of its layout.
+    pub directory: PinDirectory,
+    /// As [`Loaded::adopted`].
+    pub adopted: bool,
+    /// As [`Loaded::serving`].
+    pub serving: Option<PinDirectory>,
+    ebpf: Ebpf,
+}
+
+impl fmt::Debug for Prepared {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Prepared")
+            .field("directory", &self.directory)
+            .field("adopted", &self.adopted)
+            .field("serving", &self.serving)
+            .finish_non_exhaustive()
+    }
+}
+
 /// Makes or adopts the maps, loads the programs and pins what must outlive the agent. Attaches
 /// nothing that sees packets.
+///
+/// # Errors
+///
+/// As [`prepare`] and [`Prepared::verify`].
+pub fn load(object: &[u8], options: &LoadOptions) -> Result<Loaded, PinError> {
+    prepare(object, options)?.verify()
+}
+
+/// Makes or adopts the maps, with the programs the agent runs itself.
 ///
 /// # Errors
 ///
 /// With maps that do not fit ([`PinError::Mismatch`] names every difference), without a BPF file
 /// system, or when the kernel refuses. A layout that was being made is then left incomplete and
 /// made anew next time; one that was complete is untouched.
-pub fn load(object: &[u8], options: &LoadOptions) -> Result<Loaded, PinError> {
+pub fn prepare(object: &[u8], options: &LoadOptions) -> Result<Prepared, PinError> {
     require_bpffs(&options.root)?;
     let layout = Layout::of(object, &options.entries)?;
     let directory = PinDirectory::new(&options.root, &layout.hash());
@@ -154,21 +182,36 @@ pub fn load(object: &[u8], options: &LoadOptions) -> Result<Loaded, PinError> {
         killed_after(Step::Maps);
         directory.mark_complete()?;
     }
-    let programs = load_programs(&mut ebpf)?;
-    for name in [LB_CLOCK, LB_EXPIRE] {
-        if let Some(program) = programs.get(name) {
-            replace_pin(program.as_fd(), &directory.program(name))?;
-        }
+    for (name, program) in programs::verify(&mut ebpf, &RUN_BY_US)? {
+        replace_pin(program.as_fd(), &directory.program(name))?;
     }
-    attach_tracepoints(&mut ebpf, &directory);
-    info!(layout = directory.hash(), adopted, "data path loaded");
-    killed_after(Step::Complete);
-    Ok(Loaded {
+    Ok(Prepared {
         directory,
         adopted,
         serving,
-        programs,
+        ebpf,
     })
+}
+
+impl Prepared {
+    /// Lets the kernel verify the programs for devices. Attaches nothing that sees packets.
+    ///
+    /// # Errors
+    ///
+    /// If the kernel refuses one.
+    pub fn verify(mut self) -> Result<Loaded, PinError> {
+        let programs = programs::verify(&mut self.ebpf, &ON_DEVICES)?;
+        programs::attach_tracepoints(&mut self.ebpf, &self.directory);
+        let (layout, adopted) = (self.directory.hash(), self.adopted);
+        info!(layout, adopted, "data path loaded");
+        killed_after(Step::Complete);
+        Ok(Loaded {
+            directory: self.directory,
+            adopted,
+            serving: self.serving,
+            programs,
+        })
+    }
 }
 
 /// Ends a freeze of an agent that died before another layout took over.
@@ -280,68 +323,6 @@ fn fill_next_hops(directory: &PinDirectory) -> Result<(), PinError> {
             names::NEXT_HOP_FREE
         )))?;
     }
-    Ok(())
-}
-
-fn load_programs(ebpf: &mut Ebpf) -> Result<BTreeMap<&'static str, OwnedFd>, PinError> {
-    let mut programs = BTreeMap::new();
-    for name in REQUIRED {
-        let program = ebpf
-            .program_mut(name)
-            .ok_or_else(|| PinError::Object(format!("program {name} is missing")))?;
-        let refused = |source: ProgramError| PinError::Program {
-            name: name.to_owned(),
-            source: Box::new(source),
-        };
-        match program {
-            Program::Xdp(program) => program.load().map_err(refused)?,
-            Program::SchedClassifier(program) => program.load().map_err(refused)?,
-            _ => {
-                return Err(PinError::Object(format!(
-                    "program {name} is of an unexpected type"
-                )));
-            }
-        }
-        let fd = program.fd().map_err(refused)?.as_fd();
-        let fd = fd
-            .try_clone_to_owned()
-            .map_err(PinError::io(format!("duplicate the descriptor of {name}")))?;
-        programs.insert(name, fd);
-    }
-    Ok(programs)
-}
-
-/// Attaches the programs that count losses after the verdict. They are dispensable: without them
-/// (no tracefs, say) packets are balanced all the same, and only these losses go uncounted.
-fn attach_tracepoints(ebpf: &mut Ebpf, directory: &PinDirectory) {
-    for (name, category, tracepoint) in TRACEPOINTS {
-        let Some(program) = ebpf.program_mut(name) else {
-            continue;
-        };
-        if let Err(error) = attach_tracepoint(program, category, tracepoint, &directory.link(name))
-        {
-            let error = format!("{error:#}");
-            warn!(name, error, "losses after the verdict are not counted");
-        }
-    }
-}
-
-fn attach_tracepoint(
-    program: &mut Program,
-    category: &str,
-    tracepoint: &str,
-    pin: &Path,
-) -> anyhow::Result<()> {
-    let program: &mut TracePoint = program.try_into()?;
-    program.load()?;
-    let id = program.attach(category, tracepoint)?;
-    let link = FdLink::try_from(program.take_link(id)?)?;
-    // A new link each time: the old program goes when its pin does, the new one counts already.
-    match fs::remove_file(pin) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error.into()),
-        _ => {}
-    }
-    link.pin(pin)?;
     Ok(())
 }
 

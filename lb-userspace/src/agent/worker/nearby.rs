@@ -12,7 +12,7 @@ use crate::tables::{BackendRecord, TableSet};
 
 /// The backends on this node, counted as the tables change.
 #[derive(Debug, Default)]
-pub(super) struct Nearby {
+pub(in super::super) struct Nearby {
     /// Backends by address.
     local: BTreeMap<IpAddr, usize>,
     addresses: Arc<BTreeSet<IpAddr>>,
@@ -61,12 +61,12 @@ impl Nearby {
     }
 
     /// Addresses of this node's own pods that are backends.
-    pub(super) fn addresses(&self) -> Arc<BTreeSet<IpAddr>> {
+    pub(in super::super) fn addresses(&self) -> Arc<BTreeSet<IpAddr>> {
         Arc::clone(&self.addresses)
     }
 
     /// Whether a backend is the node itself.
-    pub(super) const fn has_host(&self) -> bool {
+    pub(in super::super) const fn has_host(&self) -> bool {
         self.host > 0
     }
 }
