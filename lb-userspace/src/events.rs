@@ -226,7 +226,7 @@ fn regarding(subject: &Subject, snapshot: &Snapshot) -> ObjectReference {
         && let Some(slice) = snapshot.slices.get(&name)
     {
         kind = SubjectKind::Service;
-        name.name.clone_from(&slice.service);
+        name.name = Arc::from(slice.service.as_str());
     }
     let service = (kind == SubjectKind::Service)
         .then(|| snapshot.services.get(&name))
@@ -238,8 +238,8 @@ fn regarding(subject: &Subject, snapshot: &Snapshot) -> ObjectReference {
     ObjectReference {
         api_version: Some(version.to_owned()),
         kind: Some(kind.to_owned()),
-        namespace: Some(name.namespace),
-        name: Some(name.name),
+        namespace: Some(name.namespace.to_string()),
+        name: Some(name.name.to_string()),
         uid: service.and_then(|service| service.uid.clone()),
         ..ObjectReference::default()
     }

@@ -34,18 +34,19 @@ pub struct Snapshot {
     pub service_networks: BTreeSet<IpNet>,
 }
 
-/// Namespace and name of an object. A cluster's object has no namespace.
+/// Namespace and name of an object. A cluster's object has no namespace. Copies share the text: maps of
+/// tens of thousands of objects are copied in part with every change.
 #[derive(Clone, Debug, Default, Eq, Hash, Ord, PartialEq, PartialOrd)]
 pub struct ObjectName {
     /// Namespace.
-    pub namespace: String,
+    pub namespace: Arc<str>,
     /// Name.
-    pub name: String,
+    pub name: Arc<str>,
 }
 
 impl ObjectName {
     /// Puts a name together.
-    pub fn new(namespace: impl Into<String>, name: impl Into<String>) -> Self {
+    pub fn new(namespace: impl Into<Arc<str>>, name: impl Into<Arc<str>>) -> Self {
         Self {
             namespace: namespace.into(),
             name: name.into(),

@@ -94,7 +94,7 @@ impl Key {
 
     fn new(kind: Kind, mut name: ObjectName) -> Self {
         if !kind.is_namespaced() {
-            name.namespace.clear();
+            name.namespace = Arc::default();
         }
         Self { kind, name }
     }

@@ -69,11 +69,11 @@ pub(super) fn services(
 ) -> Vec<ServiceDraft> {
     let mut slices: BTreeMap<(&str, &str), Vec<&SliceObject>> = BTreeMap::new();
     for slice in snapshot.slices.values() {
-        let service = (slice.name.namespace.as_str(), slice.service.as_str());
+        let service = (&*slice.name.namespace, slice.service.as_str());
         slices.entry(service).or_default().push(slice);
     }
     let drafts = snapshot.services.values().map(|service| {
-        let key = (service.name.namespace.as_str(), service.name.name.as_str());
+        let key = (&*service.name.namespace, &*service.name.name);
         let slices = slices.get(&key).map_or(&[][..], Vec::as_slice);
         self::service(service, slices, node, rejected)
     });

@@ -27,7 +27,7 @@ fn local_balancer(name: &str, address: &str, port: u16) -> Value {
 pub(super) fn checks(plan: &Plan) -> BTreeMap<&str, (u16, usize)> {
     let checks = plan.health.iter();
     checks
-        .map(|(name, check)| (name.name.as_str(), (check.port, check.local_ready)))
+        .map(|(name, check)| (&*name.name, (check.port, check.local_ready)))
         .collect()
 }
 

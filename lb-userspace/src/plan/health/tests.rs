@@ -36,7 +36,7 @@ fn plan_of(
 /// Port and count of each check.
 fn checks(plan: &Plan) -> Vec<(String, u16, usize)> {
     let text = |(name, check): (&ObjectName, &HealthCheck)| {
-        (name.name.clone(), check.port, check.local_ready)
+        (name.name.to_string(), check.port, check.local_ready)
     };
     plan.health.iter().map(text).collect()
 }

@@ -268,5 +268,5 @@ impl SharedBackend {
 
 /// The Service a slice names.
 pub(super) fn owner_of(slice: &SliceObject) -> ObjectName {
-    ObjectName::new(slice.name.namespace.clone(), slice.service.clone())
+    ObjectName::new(Arc::clone(&slice.name.namespace), slice.service.clone())
 }
