@@ -9,12 +9,17 @@ use super::Output;
 use crate::{cluster, command, compile, ebpf, root, setup};
 
 /// Namespaces of its own: nothing is left behind, however it ends. Files are in memory.
+///
+/// The shell stays, and listens: the first process of a namespace, which all others end with, gets no signal
+/// it does not listen for.
 const ALONE: &str = r#"
 mount -t bpf bpf /sys/fs/bpf
 mount -t tmpfs tmpfs /run
 export TMPDIR=/run
 ip link set lo up
-exec "$@"
+trap 'exit 130' INT TERM
+"$@" &
+wait $!
 "#;
 /// What `--quick` stands for.
 const QUICK: [&str; 8] = [
