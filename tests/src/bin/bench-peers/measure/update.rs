@@ -16,6 +16,8 @@ use crate::{
 /// Longest wait for a change, and for everything.
 const PATIENCE: Duration = Duration::from_mins(2);
 const LONG_PATIENCE: Duration = Duration::from_mins(15);
+/// So many connections in a row do not meet one of two endpoints by chance.
+const IN_A_ROW: u32 = 32;
 
 /// Milliseconds from the start of a peer's program until the first and last Services, and some between, were
 /// served; all are there before. Nobody serves them when it starts.
@@ -54,16 +56,20 @@ pub(crate) fn endpoint(
 ) -> Result<Vec<f64>> {
     let [first, second] = BACKENDS;
     let number = services.count() / 2;
+    let is = |to| move |seen: Seen| seen.backend == std::net::IpAddr::V4(to);
+    // From two endpoints to one: where the others begin.
+    let begin = Change::Endpoint(number, first);
+    services.apply(begin);
+    peer.begin(begin, services)?;
+    api.settle()?;
+    wait_until_alone(peer, number, is(first))?;
+    std::thread::sleep(peer.balancer.rest());
     let mut times = Vec::new();
-    // The first makes the others comparable: from two endpoints to one it may be there at once.
-    for n in 0..=changes {
-        let to = if n % 2 == 0 { first } else { second };
+    for n in 0..changes {
+        let to = if n % 2 == 0 { second } else { first };
         let change = Change::Endpoint(number, to);
-        let is_there = move |seen: Seen| seen.backend == std::net::IpAddr::V4(to);
-        let took = follow(peer, api, services, change, number, is_there)?;
-        if n > 0 {
-            times.push(took);
-        }
+        times.push(follow(peer, api, services, change, number, is(to))?);
+        wait_until_alone(peer, number, is(to))?;
     }
     Ok(times)
 }
@@ -119,11 +125,33 @@ fn follow(
         let watch = probe::watch(scope, &peer.world.client, targets, PATIENCE, wanted)?;
         let begun = peer.begin(change, services)?;
         let reached = watch.reached()?;
-        anyhow::Ok(milliseconds(reached.saturating_duration_since(begun)))
+        let took = reached.checked_duration_since(begun);
+        anyhow::Ok(milliseconds(
+            took.context("it was there before the change")?,
+        ))
     });
     api.settle()?;
     std::thread::sleep(peer.balancer.rest());
     took.with_context(|| format!("{}, {change:?}:\n{}", peer.name(), peer.output()))
+}
+
+/// Waits until every connection is as wanted: a peer that was stopped may still serve what was before.
+fn wait_until_alone(peer: &Peer<'_>, number: u32, wanted: impl Fn(Seen) -> bool) -> Result<()> {
+    let target = peer.balancer.frontend(number);
+    let start = now();
+    let mut in_a_row = 0;
+    while in_a_row < IN_A_ROW {
+        match probe::once(&peer.world.client, target) {
+            Ok(seen) if wanted(seen) => in_a_row += 1,
+            _ => in_a_row = 0,
+        }
+        ensure!(
+            start.elapsed() < PATIENCE,
+            "{}: an endpoint that went still answers",
+            peer.name()
+        );
+    }
+    Ok(())
 }
 
 fn milliseconds(time: Duration) -> f64 {
