@@ -86,7 +86,8 @@ fn choose_backend<F: Family>(packet: &FlowPacket<F::Flow>, out: &mut F::Entry) -
         backend.port,
         packet.protocol(),
     );
-    let head = Head::new(0, state::EMBRYONIC, packet.now);
+    // Or the compiler knows that two words of the entry are zero, and clears them by a loop over bytes.
+    let head = core::hint::black_box(Head::new(0, state::EMBRYONIC, packet.now));
     *out = F::Entry::new(head, &written, flags, id, frontend.service);
     if !packet.is_tcp() {
         out.set_note(Note::new(0, epoch));
