@@ -108,11 +108,15 @@ maps! {
     BACKEND_TRAFFIC = 65_536,
     /// Ring buffer of [`crate::refusal::Refusal`], in bytes: a power of two, whole pages.
     EVENTS = 65_536,
-    /// Per-CPU working memory for what the stack has no room for.
-    SCRATCH = 2,
+    /// Per-CPU working memory: two elements for what the stack has no room for, then
+    /// [`crate::names::ROUTE_ELEMENTS`].
+    SCRATCH = 130,
     /// Per-CPU budget of replies: tick and replies sent in it.
     REPLY_BUDGET = 1,
 }
+
+/// Elements of `SCRATCH` for routes looked up in the current tick: eight routes of 64 bytes each.
+pub const ROUTE_ELEMENTS: u32 = 128;
 
 /// Elements of `FLOW_USE`: how many entries the established tables hold.
 pub mod flow_use {

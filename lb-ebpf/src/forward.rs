@@ -11,7 +11,7 @@ use aya_ebpf::{
     helpers::generated::{bpf_fib_lookup, bpf_redirect_neigh},
 };
 use lb_common::{
-    conntrack::{Entry as _, Route, flag},
+    conntrack::{Entry as _, Route},
     device::{Device, NextHop, NextHopWord},
     flow::Flow as _,
     reason::Reason,
@@ -21,7 +21,7 @@ use crate::{
     established,
     family::{AF_INET6, Family},
     flow_packet::{FlowPacket, Step},
-    gate,
+    gate, recent,
     tables::{self, DEVICE_INDEX, DEVICES, NEXT_HOP_FREE, NEXT_HOP_INDEX, NEXT_HOPS},
     words,
 };
@@ -75,7 +75,7 @@ pub(crate) fn refresh<F: Family, const XDP: bool>(
     let mut resolved = MaybeUninit::uninit();
     // SAFETY: plain numbers.
     let resolved = unsafe { words::zeroed::<Resolved>(&mut resolved) };
-    let step = resolve::<F, XDP>(ctx, packet.ingress, destination, resolved);
+    let step = resolve_in_tick::<F, XDP>(ctx, packet, destination, generation, resolved);
     if step != Step::FORWARD {
         // TCX must look again, and find what to count.
         let stale = gate::read().route_generation().wrapping_sub(1);
@@ -115,31 +115,51 @@ fn keep<F: Family>(packet: &FlowPacket<F::Flow>, out: &mut F::Entry, route: Rout
     }
 }
 
-/// Decides the mode of a new flow that keeps the client's address: if the client is a neighbour on the
-/// very network of the backend (two pods on one bridge, say), the backend would answer it directly,
-/// so that the flow must be `full-nat` after all.
+/// Whether a new flow that keeps the client's address cannot: if the client is a neighbour on the very
+/// network of the backend (two pods on one bridge, say), the backend would answer it directly, so that
+/// the flow must be `full-nat` after all.
 #[inline(never)]
-pub(crate) fn settle_mode<F: Family, const XDP: bool>(
+pub(crate) fn is_answered_directly<F: Family, const XDP: bool>(
     ctx: *mut c_void,
     packet: &FlowPacket<F::Flow>,
-    out: &mut F::Entry,
-) {
+    entry: &F::Entry,
+) -> bool {
     // Without this the compiler passes the fields by value, more than BPF has registers for.
     let packet = core::hint::black_box(packet);
-    let Some(hop) = NEXT_HOPS.get(out.route().next_hop() as u32) else {
-        return;
+    let Some(hop) = NEXT_HOPS.get(entry.route().next_hop() as u32) else {
+        return false;
     };
-    let backend = F::words(out.written(packet.protocol()).destination());
+    let backend = F::words(entry.written(packet.protocol()).destination());
     if hop.gateway.0 != backend || hop.family != F::AF as u32 {
-        return;
+        return false;
     }
     let mut back = MaybeUninit::uninit();
     // SAFETY: plain numbers.
     let back = unsafe { words::zeroed::<Resolved>(&mut back) };
-    let step = resolve::<F, XDP>(ctx, packet.ingress, packet.flow.source(), back);
-    if step == Step::FORWARD && back.on_link != 0 && back.ifindex == hop.ifindex {
-        out.set_flags(flag::FULL_NAT);
+    let generation = gate::read().route_generation();
+    let step = resolve_in_tick::<F, XDP>(ctx, packet, packet.flow.source(), generation, back);
+    step == Step::FORWARD && back.on_link != 0 && back.ifindex == hop.ifindex
+}
+
+/// As [`resolve`], unless that was done in this tick already. `generation` was read before. TCX, whose
+/// stack has no room for more, asks the kernel each time.
+#[inline(always)]
+fn resolve_in_tick<F: Family, const XDP: bool>(
+    ctx: *mut c_void,
+    packet: &FlowPacket<F::Flow>,
+    destination: F::Address,
+    generation: u16,
+    out: &mut Resolved,
+) -> Step {
+    let (ingress, now) = (packet.ingress, packet.now);
+    if XDP && recent::recall::<F>(destination, ingress, now, generation, out) {
+        return Step::FORWARD;
     }
+    let step = resolve::<F, XDP>(ctx, ingress, destination, out);
+    if XDP && step == Step::FORWARD {
+        recent::remember::<F>(destination, ingress, now, generation, out);
+    }
+    step
 }
 
 /// Looks up the route to `destination` and its neighbour, and keeps both in `NEXT_HOPS`.

@@ -44,6 +44,7 @@ mod packet;
 mod parse;
 mod path;
 mod quote;
+mod recent;
 mod removal;
 mod reply;
 mod select;

@@ -74,8 +74,10 @@ pub(crate) fn new_flow<F: Family, const XDP: bool>(
             return Step::HAND_OVER;
         }
     }
-    if chosen == Step::CHOSEN_KEEPING_SOURCE {
-        forward::settle_mode::<F, XDP>(ctx, packet, entry);
+    if chosen == Step::CHOSEN_KEEPING_SOURCE
+        && forward::is_answered_directly::<F, XDP>(ctx, packet, entry)
+    {
+        entry.set_flags(flag::FULL_NAT);
     }
     let step = claim::claim_reply::<F>(packet, entry);
     if step != Step::FORWARD {

@@ -12,7 +12,7 @@ use lb_common::{
     device::{Device, NextHop, NextHopKey, SnatAddress},
     flow::{AddressFilter, Flow4, Flow6},
     maglev::SLOTS_PER_ELEMENT,
-    names::entries,
+    names::{ROUTE_ELEMENTS, entries},
     refusal::Refusal,
     service::{
         AddressRole, Backend4, Backend6, FragmentKey, FragmentPorts, Frontend, FrontendKey4,
@@ -60,6 +60,9 @@ pub(crate) type Scratch = [u64; 64];
 pub(crate) const STEP: u32 = 0;
 /// Element of `SCRATCH` for the route of the packet, where no next-hop index can be kept.
 pub(crate) const ROUTE: u32 = 1;
+/// First of the elements of `SCRATCH` that [`crate::recent`] has for itself.
+pub(crate) const ROUTES: u32 = 2;
+const _: () = assert!(ROUTES + ROUTE_ELEMENTS == entries::SCRATCH as u32);
 
 /// This CPU's [`Scratch`] as a `T`.
 ///

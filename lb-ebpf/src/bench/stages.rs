@@ -12,7 +12,7 @@ use aya_ebpf::{
 };
 use lb_common::{
     bench::{BenchCase, bench_flag, stage},
-    conntrack::Entry4,
+    conntrack::{Entry as _, Entry4, flag},
     flow::Flow4,
     names::entries,
 };
@@ -83,8 +83,10 @@ fn walk<F: Frame>(ctx: &XdpContext, last: u32) -> u32 {
     if last == stage::ROUTE {
         return stage::ROUTE;
     }
-    if chosen == Step::CHOSEN_KEEPING_SOURCE {
-        forward::settle_mode::<F, true>(ctx.as_ptr(), packet, entry);
+    if chosen == Step::CHOSEN_KEEPING_SOURCE
+        && forward::is_answered_directly::<F, true>(ctx.as_ptr(), packet, entry)
+    {
+        entry.set_flags(flag::FULL_NAT);
     }
     if last == stage::MODE {
         return stage::MODE;

@@ -1,17 +1,19 @@
 //! Next-hop indices no flow uses: taken out of reach, and given back a pass later.
 //!
 //! The data path takes indices and never gives one back. An index is unlinked from `NEXT_HOP_INDEX`
-//! first, so that no new flow finds it; flows that found it before show in the next pass.
+//! first, and the route generation raised, so that no new flow finds it there or among the routes of the
+//! tick; flows that found it before show in the next pass.
 
-use std::{collections::BTreeSet, io};
+use std::{collections::BTreeSet, io, mem::offset_of};
 
 use lb_common::{
+    control::Control,
     device::{NextHop, NextHopKey},
     names,
 };
 
 use crate::{
-    kernel::{self, Map},
+    kernel::{self, Map, Mapping},
     pins::PinDirectory,
 };
 
@@ -21,6 +23,7 @@ pub(super) struct NextHops {
     index: Map,
     hops: Map,
     free: Map,
+    control: Mapping,
     /// Unlinked, and not yet free.
     retiring: BTreeSet<u32>,
 }
@@ -32,6 +35,7 @@ impl NextHops {
             index: open(names::NEXT_HOP_INDEX)?,
             hops: open(names::NEXT_HOPS)?,
             free: open(names::NEXT_HOP_FREE)?,
+            control: Mapping::new(&open(names::CONTROL)?)?,
             retiring: BTreeSet::new(),
         })
     }
@@ -53,6 +57,8 @@ impl NextHops {
             self.retiring.insert(*index);
         }
         if !unlinked.is_empty() {
+            self.control
+                .add_u32(offset_of!(Control, route_generation), 1)?;
             // Whoever looked the index up before stores it in a flow before this returns.
             kernel::membarrier()?;
         }

@@ -55,6 +55,7 @@ impl Lab {
         let cpus = aya::util::nr_cpus().expect("CPUs");
         let zero = PerCpuValues::try_from(vec![[0; 2]; cpus]).expect("one value a CPU");
         budget.set(0, zero, 0).expect("REPLY_BUDGET");
+        self.forget_routes();
         let free = self.map(names::NEXT_HOP_FREE);
         while free.pop::<u32>().expect("NEXT_HOP_FREE").is_some() {}
         let hops = self.map(names::NEXT_HOPS);
@@ -65,6 +66,17 @@ impl Lab {
             free.push(&number).expect("NEXT_HOP_FREE");
         }
         self.describe_devices();
+    }
+
+    /// Forgets the routes looked up in this tick, as if others had taken their places.
+    pub fn forget_routes(&mut self) {
+        let scratch = self.ebpf.map_mut(names::SCRATCH).expect("SCRATCH");
+        let mut scratch = PerCpuArray::<_, [u64; 64]>::try_from(scratch).expect("64 words a CPU");
+        let cpus = aya::util::nr_cpus().expect("CPUs");
+        for element in 0..scratch.len() {
+            let zero = PerCpuValues::try_from(vec![[0; 64]; cpus]).expect("one value a CPU");
+            scratch.set(element, zero, 0).expect("SCRATCH");
+        }
     }
 
     fn clear<K: Wire, V: Wire>(&self, name: &str) {
