@@ -83,6 +83,10 @@ pub mod stage {
     pub const BARE_LRU: u32 = 8;
     /// Parsed, then one insert of a new key into a hash of the same size.
     pub const BARE_HASH: u32 = 9;
+    /// An established flow's packet parsed and its flow found: all it needs is at hand.
+    pub const FOUND: u32 = 10;
+    /// The same, then counted for its service port and its backend.
+    pub const COUNTED: u32 = 11;
     /// The result of a packet that came to another end.
     pub const ASTRAY: u32 = 15;
 }
@@ -101,13 +105,14 @@ pub const fn service(number: u32, services: u32) -> u32 {
 
 #[cfg(test)]
 mod tests {
+    use std::vec;
+
     use super::service;
 
     #[test]
     fn flows_are_spread_evenly_over_services() {
         for services in [1, 1_000, 10_000, 50_000, 65_536] {
-            let mut all = [0_u32; 65_536];
-            let flows = &mut all[..services as usize];
+            let mut flows = vec![0_u32; services as usize];
             for number in 0..65_536 {
                 flows[service(number, services) as usize] += 1;
             }

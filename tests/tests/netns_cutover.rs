@@ -224,7 +224,7 @@ fn sluice_comes_and_goes_beside_another_balancer() {
     drop(new_downloads);
     let start = clock();
     let mut asked = 0;
-    let status = poll_until("the end of detach", Duration::from_secs(60), || {
+    let status = poll_until("the end of detach", Duration::from_mins(1), || {
         old.assert_unmoved("old, to the end");
         last.assert_unmoved("last, to the end");
         if start.elapsed() > asked * Duration::from_secs(1) {

@@ -71,7 +71,7 @@ fn one_flows_lookup_tells_every_flow_of_the_next_hop() {
             .steps(talk.handshake())
             .then(move |_| set_mac(book, MOVED))
             // A new flow looks the route up, and with it the neighbour, unless this tick's is remembered.
-            .then(|lab| lab.forget_routes())
+            .then(Lab::forget_routes)
             .step(from(OUTSIDE, &other.first()).forwards(&first).creates())
             .step(from(OUTSIDE, &talk.question()).forwards(&question))
             .then(move |_| set_mac(book, neighbour(INSIDE, 5)))

@@ -1,11 +1,12 @@
 //! `lb_bench_stages`: the steps of a new flow up to one of them, in the order of [`path::new_flow`], and
-//! what the kernel takes for a bare insert. The result is the number of the last step taken.
+//! what the kernel takes for a bare insert; and those of an established flow's packet that depend on how many
+//! services there are. The result is the number of the last step taken.
 
 use core::mem::MaybeUninit;
 
 use aya_ebpf::{
     EbpfContext as _,
-    bindings::BPF_NOEXIST,
+    bindings::{BPF_NOEXIST, xdp_md},
     btf_maps::{HashMap, LruHashMap},
     macros::btf_map,
     programs::XdpContext,
@@ -25,7 +26,7 @@ use crate::{
     frame::Frame,
     gate,
     packet::Packet,
-    path, removal, select, words,
+    path, removal, select, stats, words,
 };
 
 #[btf_map]
@@ -36,8 +37,11 @@ static BENCH_HASH: HashMap<Flow4, Entry4, { entries::EMBRYONIC_V4 }> = HashMap::
 /// One packet.
 #[inline(always)]
 pub(crate) fn run(ctx: &XdpContext, case: &BenchCase) -> u32 {
-    if case.stage >= stage::BARE_LRU {
-        return bare(ctx, case.stage);
+    if case.stage == stage::BARE_LRU || case.stage == stage::BARE_HASH {
+        return bare(ctx.ctx, case.stage);
+    }
+    if case.stage == stage::FOUND || case.stage == stage::COUNTED {
+        return known::<V4>(ctx.ctx, case.stage);
     }
     if case.flags & bench_flag::IPV6 != 0 {
         walk::<V6>(ctx, case.stage)
@@ -105,9 +109,35 @@ fn walk<F: Frame>(ctx: &XdpContext, last: u32) -> u32 {
     stage::INSERT
 }
 
-/// Parses, then makes one entry of zeroes for a flow nobody has seen.
-#[inline(always)]
-fn bare(ctx: &XdpContext, which: u32) -> u32 {
+/// An established flow's packet, not the first one of a tick; not sent. A frame of its own: the caller's
+/// is full.
+#[inline(never)]
+fn known<F: Frame>(ctx: *mut xdp_md, last: u32) -> u32 {
+    let ctx = XdpContext::new(ctx);
+    let mut packet = MaybeUninit::uninit();
+    // SAFETY: plain numbers.
+    let packet = unsafe { words::zeroed::<FlowPacket<F::Flow>>(&mut packet) };
+    if F::parse(Packet::new(ctx.data(), ctx.data_end()), packet).is_err() {
+        return stage::ASTRAY;
+    }
+    packet.now = clock::tick();
+    let mut entry = MaybeUninit::uninit();
+    // SAFETY: an entry of zeroes is valid.
+    let entry = unsafe { words::zeroed::<F::Entry>(&mut entry) };
+    let generation = gate::read().route_generation();
+    if established::find::<F>(packet, generation, entry) != Step::FORWARD {
+        return stage::ASTRAY;
+    }
+    if last == stage::COUNTED {
+        stats::forwarded(entry.service(), entry.backend(), false, packet.length);
+    }
+    last
+}
+
+/// Parses, then makes one entry of zeroes for a flow nobody has seen. A frame of its own as well.
+#[inline(never)]
+fn bare(ctx: *mut xdp_md, which: u32) -> u32 {
+    let ctx = XdpContext::new(ctx);
     let mut packet = MaybeUninit::uninit();
     // SAFETY: plain numbers.
     let packet = unsafe { words::zeroed::<FlowPacket<Flow4>>(&mut packet) };

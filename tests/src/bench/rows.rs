@@ -326,6 +326,18 @@ fn spread(services: u32) -> Draft {
     row.name = format!("{} forward, 64k flows over {over}", label(&group));
     row.point = Some(point("established"));
     draft.rows.push(row);
+    // What of it depends on their number.
+    for (number, what) in [
+        (stage::FOUND, "flow found"),
+        (stage::COUNTED, "flow found, packet counted"),
+    ] {
+        let mut row = Row::established(Program::Stages, &group, false, FLOWS);
+        row.name = format!("{} {what}, 64k flows over {over}", label(&group));
+        row.proof = Proof::stage(u8::try_from(number).expect("few stages"), false);
+        row.stage = number;
+        row.point = Some(point(what));
+        draft.rows.push(row);
+    }
     // Of the same services: many clients, one group of backends.
     let newcomers = Group::new(0, shape(Purpose::New));
     let proof = Proof::created(Program::Xdp);

@@ -59,7 +59,7 @@ impl Server {
         + 'static,
     ) -> Self {
         let server = Self::new(port);
-        let (stop, served) = (Arc::clone(&server.stop), Arc::clone(&server.served));
+        let (stop, count) = (Arc::clone(&server.stop), Arc::clone(&server.served));
         let listener = namespace.inside(move || {
             TcpListener::bind((Ipv6Addr::UNSPECIFIED, port))
                 .unwrap_or_else(|e| panic!("listen on port {port}: {e}"))
@@ -73,9 +73,9 @@ impl Server {
                 let Ok((stream, peer)) = listener.accept() else {
                     continue;
                 };
-                let (serve, stop, served) = (serve.clone(), Arc::clone(&stop), Arc::clone(&served));
+                let (serve, stop, count) = (serve.clone(), Arc::clone(&stop), Arc::clone(&count));
                 // A client that goes away is no matter of the server.
-                std::thread::spawn(move || drop(serve(stream, peer, &stop, &served)));
+                std::thread::spawn(move || drop(serve(stream, peer, &stop, &count)));
             }
         });
         server
