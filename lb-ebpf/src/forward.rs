@@ -155,8 +155,9 @@ fn resolve_in_tick<F: Family, const XDP: bool>(
     if XDP && recent::recall::<F>(destination, ingress, now, generation, out) {
         return Step::FORWARD;
     }
-    let step = resolve::<F, XDP>(ctx, ingress, destination, out);
-    if XDP && step == Step::FORWARD {
+    let mut is_whole = false;
+    let step = resolve::<F, XDP>(ctx, ingress, destination, out, &mut is_whole);
+    if XDP && is_whole {
         recent::remember::<F>(destination, ingress, now, generation, out);
     }
     step
@@ -164,13 +165,15 @@ fn resolve_in_tick<F: Family, const XDP: bool>(
 
 /// Looks up the route to `destination` and its neighbour, and keeps both in `NEXT_HOPS`.
 ///
-/// Returns [`Step::FORWARD`], or [`Step::HAND_OVER`] where XDP may not decide, or the reason.
+/// Returns [`Step::FORWARD`], or [`Step::HAND_OVER`] where XDP may not decide, or the reason. `is_whole`
+/// becomes true if the kernel told all there is: without a neighbour it leaves the path's MTU out.
 #[inline(always)]
 fn resolve<F: Family, const XDP: bool>(
     ctx: *mut c_void,
     ingress: u32,
     destination: F::Address,
     out: &mut Resolved,
+    is_whole: &mut bool,
 ) -> Step {
     let mut params = MaybeUninit::uninit();
     // SAFETY: plain integers, for which zero is valid.
@@ -190,6 +193,7 @@ fn resolve<F: Family, const XDP: bool>(
             Step::refuse(Reason::NoRoute)
         };
     }
+    *is_whole = status == FIB_SUCCESS;
     out.ifindex = params.ifindex;
     out.gateway_family = params.family as u32;
     // SAFETY: the kernel filled the union with the next hop's address, in the family it reports.
@@ -207,7 +211,6 @@ fn resolve<F: Family, const XDP: bool>(
         // SAFETY: the kernel filled the union with the path MTU.
         unsafe { params.__bindgen_anon_1.mtu_result as u32 }
     } else {
-        // Without a neighbour the kernel leaves before it reports the path's MTU.
         DEVICES.get(device).map_or(0, |device| device.mtu)
     };
     out.next_hop = index::<F>(params.ifindex, params.family, gateway);
@@ -334,7 +337,7 @@ pub(crate) fn resolve_once<F: Family>(
     out: &mut Resolved,
 ) -> Step {
     let destination = entry.written(packet.protocol()).destination();
-    resolve::<F, false>(ctx, packet.ingress, destination, out)
+    resolve::<F, false>(ctx, packet.ingress, destination, out, &mut false)
 }
 
 /// Sends the running program's packet to a neighbour by the kernel's neighbour table, which resolves

@@ -4,7 +4,7 @@
 //! What the data path asks the kernel depends on the destination and on the device the packet came in by
 //! alone: no source, port or mark goes into the question, so that rules and multipath routes give one
 //! answer to all who ask it. An answer is good for the tick and the route generation it was given in,
-//! just as it is for the flow that got it. A next hop whose neighbour is not resolved is looked up anew.
+//! just as it is for the flow that got it. One without a neighbour, and so without the path's MTU, is not kept.
 //!
 //! Whoever frees a next hop's index raises the generation once nobody finds the index any more.
 

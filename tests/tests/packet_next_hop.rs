@@ -3,6 +3,7 @@
 use std::process::Command;
 
 use lb_common::{
+    conntrack::Route,
     device::{Device, device_flag},
     names,
     reason::{Event, Reason},
@@ -175,6 +176,64 @@ fn a_neighbour_that_is_lost_is_left_to_tcx_until_it_is_back() {
             .step(talk.request(&talk.question()))
     });
     run(cases.collect());
+}
+
+#[test]
+fn an_mtu_guessed_without_a_neighbour_is_not_remembered() {
+    const MTU: u16 = 1_400;
+    let cases = BOOKS.into_iter().map(|book| {
+        let talk = Conversation::new(book, Mode::FullNat);
+        let other = Conversation {
+            client_port: 40_001,
+            ..talk
+        };
+        let (target, by) = (book.host(INSIDE, 5), book.host(INSIDE, 254));
+        let add = format!("route add {target} via {by} dev lb1 mtu lock {MTU}");
+        let remove = format!("route del {target} via {by}");
+        let lost = format!("neigh del {by} dev lb1");
+        let mac = colons(neighbour(INSIDE, 254));
+        let back = format!("neigh replace {by} lladdr {mac} dev lb1 nud permanent");
+        let sent = |packet: &Packet| {
+            let packet = packet.clone().from(&other.seen()).to(&other.backend());
+            towards(INSIDE, 254, &packet)
+        };
+        case(format!("{}: a cold gateway", book.name()), talk.tables())
+            .only(Hook::Xdp)
+            .then(move |lab| {
+                ip(&add);
+                ip(&lost);
+                lab.routes_changed();
+            })
+            // The kernel tells no MTU. TCX lets it find the neighbour, and notes that.
+            .step(talk.request(&talk.first()).by_tcx().creates())
+            .then(move |_| ip(&back))
+            .step(talk.request(&talk.first()).by_tcx())
+            .step(
+                from(OUTSIDE, &other.first())
+                    .forwards(&sent(&other.first()))
+                    .creates(),
+            )
+            .then(move |lab| {
+                ip(&remove);
+                lab.routes_changed();
+                let found = mtus(lab, 40_001);
+                assert!(found.contains(&MTU), "{}: {found:?}", book.name());
+            })
+    });
+    run(cases.collect());
+}
+
+/// MTUs in the embryonic halves of a client's port.
+fn mtus(lab: &Lab, port: u16) -> Vec<u16> {
+    let v4 = lab.flows4(names::EMBRYONIC_V4).into_iter();
+    let v6 = lab.flows6(names::EMBRYONIC_V6).into_iter();
+    let halves = v4
+        .map(|(flow, entry)| (flow.source_port, entry.route))
+        .chain(v6.map(|(flow, entry)| (flow.source_port, entry.route)));
+    let of_port = halves
+        .into_iter()
+        .filter(|(source, _)| source.get() == port);
+    of_port.map(|(_, route)| Route(route).mtu()).collect()
 }
 
 #[test]
