@@ -52,17 +52,20 @@ impl NextHops {
         }
         let linked = self.index.read_all::<NextHopKey, u32>()?;
         let unlinked = surplus(&linked, in_use, self.hops.info().max_entries);
-        for (key, index) in &unlinked {
+        if unlinked.is_empty() {
+            return Ok(());
+        }
+        let deleted = unlinked.iter().try_for_each(|(key, index)| {
             self.index.delete(key)?;
             self.retiring.insert(*index);
-        }
-        if !unlinked.is_empty() {
-            self.control
-                .add_u32(offset_of!(Control, route_generation), 1)?;
-            // Whoever looked the index up before stores it in a flow before this returns.
-            kernel::membarrier()?;
-        }
-        Ok(())
+            Ok(())
+        });
+        // Also after a failure: what was unlinked before it is given back by the next call.
+        self.control
+            .add_u32(offset_of!(Control, route_generation), 1)?;
+        // Whoever looked the index up before stores it in a flow before this returns.
+        kernel::membarrier()?;
+        deleted
     }
 }
 
