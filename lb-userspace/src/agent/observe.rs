@@ -33,6 +33,13 @@ const TIMEOUT: Duration = Duration::from_secs(2 * RESYNC.as_secs());
 /// How long a kube-proxy on the node has to listen on a health-check node port first.
 const DEFERENCE: Duration = Duration::from_secs(3);
 
+/// When the outside is told what is served.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum Announcing {
+    OnceAttached,
+    AtOnce,
+}
+
 /// Those who are told.
 pub(super) struct Observer {
     health: Health,
@@ -43,6 +50,9 @@ pub(super) struct Observer {
     /// What the last draft wants, until it is applied.
     wanted: Option<Wanted>,
     changes_tables: bool,
+    /// Drafts were carried out, and nobody told yet.
+    is_news: bool,
+    announcing: Announcing,
     pressure: Pressure,
     /// Closed with us.
     _servers: Vec<Server>,
@@ -126,6 +136,8 @@ impl Early {
             causes: Causes::new(Timestamp::now().as_millisecond()),
             wanted: None,
             changes_tables: false,
+            is_news: false,
+            announcing: Announcing::OnceAttached,
             pressure: Pressure::default(),
             _servers: servers,
         })
@@ -149,7 +161,7 @@ impl Observer {
         self.metrics.source_complete(true);
         self.health.node(source.node.as_ref().map(is_eligible));
         self.causes.note(&source.snapshot.slices);
-        self.changes_tables = !draft.ops.is_empty();
+        self.changes_tables |= !draft.ops.is_empty();
         self.wanted = Some(Wanted {
             checks: Arc::clone(&draft.health),
             bind,
@@ -159,7 +171,24 @@ impl Observer {
     /// The draft was carried out.
     pub(super) fn applied(&mut self) {
         self.health.applied();
-        if self.changes_tables {
+        self.is_news = true;
+        self.announce();
+    }
+
+    /// The programs are attached.
+    pub(super) fn attached(&mut self) {
+        self.health.attached();
+        self.announcing = Announcing::AtOnce;
+        self.announce();
+    }
+
+    /// Tells the outside what is served. Before the programs are attached nothing is: whoever asks a
+    /// health-check node port would send clients to the bare stack.
+    fn announce(&mut self) {
+        if self.announcing == Announcing::OnceAttached || !std::mem::take(&mut self.is_news) {
+            return;
+        }
+        if std::mem::take(&mut self.changes_tables) {
             let now = Timestamp::now().as_millisecond();
             self.metrics.programmed(&self.causes.reached(now));
         } else {
@@ -168,11 +197,6 @@ impl Observer {
         if let (Some(checks), Some(wanted)) = (&self.checks, self.wanted.take()) {
             checks.update(wanted);
         }
-    }
-
-    /// The programs are attached.
-    pub(super) fn attached(&self) {
-        self.health.attached();
     }
 
     /// The tables were read back.
