@@ -3,6 +3,7 @@
 //! Each part has a file with its arguments. What measures is a program of lb-tests; a part compiles
 //! what is measured and starts that program.
 
+mod alone;
 mod control;
 mod micro;
 mod peers;

@@ -1,26 +1,11 @@
 //! The load balancer side by side with others, in one run.
 
-use std::process::Command;
-
 use anyhow::Result;
 use clap::Args;
 
-use super::Output;
-use crate::{cluster, command, compile, ebpf, root, setup};
+use super::{Output, Profile, alone::alone};
+use crate::{cluster, command, compile, ebpf, setup};
 
-/// Namespaces of its own: nothing is left behind, however it ends. Files are in memory.
-///
-/// The shell stays, and listens: the first process of a namespace, which all others end with, gets no signal
-/// it does not listen for.
-const ALONE: &str = r#"
-mount -t bpf bpf /sys/fs/bpf
-mount -t tmpfs tmpfs /run
-export TMPDIR=/run
-ip link set lo up
-trap 'exit 130' INT TERM
-"$@" &
-wait $!
-"#;
 /// What `--quick` stands for.
 const QUICK: [&str; 8] = [
     "--services",
@@ -59,15 +44,8 @@ pub(super) fn run(arguments: &Arguments) -> Result<()> {
     let programs = compile::build(true)?;
     let object = ebpf::build(&["bench".to_owned()])?;
     // The client and the backends are in it: what they take must not hide the balancers.
-    let mut cargo = command::cargo();
-    cargo.args(["build", "--release", "--package", "lb-tests"]);
-    cargo.args(["--bin", "bench-peers"]);
-    command::run(&mut cargo)?;
-    let mut alone = Command::new("unshare");
+    let mut alone = alone("bench-peers", Profile::Release, "")?;
     alone
-        .args(["--net", "--mount", "--pid", "--fork", "--kill-child"])
-        .args(["--mount-proc", "sh", "-e", "-c", ALONE, "sh"])
-        .arg(root().join("target/release/bench-peers"))
         .arg("--object")
         .arg(object)
         .arg("--components")

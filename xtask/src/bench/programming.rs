@@ -1,25 +1,18 @@
 //! Time from a change in a real API server to the kernel's tables.
 
-use std::process::Command;
-
 use anyhow::Result;
 use clap::Args;
 
-use super::Output;
-use crate::{cluster, command, compile, root};
+use super::{Output, Profile, alone::alone};
+use crate::{cluster, command, compile};
 
-/// Namespaces of its own: nothing is left behind, however it ends. Files are in memory.
-const ALONE: &str = r#"
-mount -t bpf bpf /sys/fs/bpf
-mount -t tmpfs tmpfs /run
-export TMPDIR=/run
-ip link set lo up
+/// What the agent balances on.
+const INTERFACE: &str = r"
 ip link add lb0 type veth peer name lb1
 ip address add 192.0.2.1/24 dev lb0
 ip link set lb0 up
 ip link set lb1 up
-exec "$@"
-"#;
+";
 
 /// What is asked of the program `bench-programming`.
 #[derive(Args)]
@@ -44,15 +37,8 @@ pub(crate) struct Arguments {
 pub(super) fn run(arguments: &Arguments) -> Result<()> {
     let components = cluster::components()?;
     let programs = compile::build(true)?;
-    let mut cargo = command::cargo();
-    cargo.args(["build", "--release", "--package", "lb-tests"]);
-    cargo.args(["--bin", "bench-programming"]);
-    command::run(&mut cargo)?;
-    let mut alone = Command::new("unshare");
+    let mut alone = alone("bench-programming", Profile::Release, INTERFACE)?;
     alone
-        .args(["--net", "--mount", "--pid", "--fork", "--kill-child"])
-        .args(["--mount-proc", "sh", "-e", "-c", ALONE, "sh"])
-        .arg(root().join("target/release/bench-programming"))
         .arg("--components")
         .arg(components)
         .arg("--agent")

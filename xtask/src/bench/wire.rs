@@ -1,21 +1,10 @@
 //! Packets per second over veth, beside what the devices alone can do.
 
-use std::process::Command;
-
 use anyhow::Result;
 use clap::Args;
 
-use super::Output;
-use crate::{command, compile, ebpf, root, setup};
-
-/// Namespaces of its own: nothing is left behind, however it ends. Files are in memory.
-const ALONE: &str = r#"
-mount -t bpf bpf /sys/fs/bpf
-mount -t tmpfs tmpfs /run
-export TMPDIR=/run
-ip link set lo up
-exec "$@"
-"#;
+use super::{Output, Profile, alone::alone};
+use crate::{command, compile, ebpf, setup};
 
 /// What is asked of the program `bench-wire`.
 #[derive(Args)]
@@ -39,17 +28,9 @@ pub(super) fn run(arguments: &Arguments) -> Result<()> {
     setup::network()?;
     compile::build(false)?;
     let object = ebpf::build(&["bench".to_owned()])?;
-    let mut cargo = command::cargo();
     // What is measured runs in the kernel, so that the program needs no optimisation.
-    cargo.args(["build", "--package", "lb-tests", "--bin", "bench-wire"]);
-    command::run(&mut cargo)?;
-    let mut alone = Command::new("unshare");
-    alone
-        .args(["--net", "--mount", "--pid", "--fork", "--kill-child"])
-        .args(["--mount-proc", "sh", "-e", "-c", ALONE, "sh"])
-        .arg(root().join("target/debug/bench-wire"))
-        .arg("--object")
-        .arg(object);
+    let mut alone = alone("bench-wire", Profile::Dev, "")?;
+    alone.arg("--object").arg(object);
     if let Some(rounds) = arguments.rounds {
         alone.arg("--rounds").arg(rounds.to_string());
     }

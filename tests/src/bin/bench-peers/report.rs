@@ -176,42 +176,45 @@ fn draw(rows: &[Row]) -> Result<()> {
     lines(
         "Connections per second, against direct routing",
         axis("ratio to direct, same rounds", Scale::Linear),
-        &[(connections, "")],
+        connections,
         rows,
         "peers-connections",
     )?;
     lines(
-        "From one change to the first connection it decides",
+        "From one endpoint's change to the first connection it decides",
         axis("ms", Scale::Logarithmic),
-        &[(endpoint, ", endpoint"), (add, ", new service")],
+        endpoint,
         rows,
-        "peers-update",
+        "peers-endpoint",
+    )?;
+    lines(
+        "From one service more to the first connection it serves",
+        axis("ms", Scale::Logarithmic),
+        add,
+        rows,
+        "peers-service",
     )?;
     lines(
         "From the start of the program to the last service",
         axis("ms", Scale::Logarithmic),
-        &[(load, "")],
+        load,
         rows,
         "peers-load",
     )
 }
 
-fn lines(title: &str, y: Axis, kinds: &[(&Kind, &str)], rows: &[Row], file: &str) -> Result<()> {
+fn lines(title: &str, y: Axis, kind: &Kind, rows: &[Row], file: &str) -> Result<()> {
     let mut series = Vec::new();
-    for (kind, what) in kinds {
-        for peer in names(rows) {
-            let of_peer = beside_direct(rows).filter(|(row, _)| row.peer == peer);
-            let points: Vec<_> = of_peer
-                .filter_map(|(row, direct)| {
-                    Some((f64::from(row.services), (kind.of)(row, direct)?))
-                })
-                .collect();
-            if !points.is_empty() && peer != direct::NAME {
-                series.push(Series {
-                    name: format!("{peer}{what}"),
-                    line: Line::Measured(points),
-                });
-            }
+    for peer in names(rows) {
+        let of_peer = beside_direct(rows).filter(|(row, _)| row.peer == peer);
+        let points: Vec<_> = of_peer
+            .filter_map(|(row, direct)| Some((f64::from(row.services), (kind.of)(row, direct)?)))
+            .collect();
+        if !points.is_empty() && peer != direct::NAME {
+            series.push(Series {
+                name: peer.into(),
+                line: Line::Measured(points),
+            });
         }
     }
     let plot = Lines {
