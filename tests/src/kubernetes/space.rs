@@ -190,10 +190,15 @@ impl<'c> Space<'c> {
     /// Waits until the outside client gets answers, once Kubernetes itself has endpoints to offer: after an
     /// outage of the API server its controllers take their time.
     pub fn wait_served(&self, servers: &[SocketAddr]) {
-        let ready = "{.items[*].endpoints[?(@.conditions.ready==true)].addresses[0]}";
         let offered = poll(CONTROLLERS, || {
-            let addresses = self.field("endpointslices", ready);
-            (!addresses.is_empty()).then_some(())
+            let slices = self.kubectl("get endpointslices -o json");
+            let slices: Value = serde_json::from_str(&slices).expect("JSON");
+            // Those of a slice made just now are null, which no JSON path can filter.
+            let lists = slices["items"].as_array().into_iter().flatten();
+            let mut endpoints = lists.filter_map(|it| it["endpoints"].as_array()).flatten();
+            endpoints
+                .any(|endpoint| endpoint["conditions"]["ready"] == true)
+                .then_some(())
         });
         assert!(offered.is_some(), "no ready endpoint in any EndpointSlice");
         for server in servers {
