@@ -55,7 +55,11 @@ pub fn pod_spec(arguments: &[&str]) -> Value {
             "image": SERVER,
             "imagePullPolicy": "Never",
             "args": arguments,
-            "env": [field("POD_NAME", "metadata.name"), field("NODE_NAME", "spec.nodeName")],
+            "env": [
+                field("POD_NAME", "metadata.name"),
+                field("POD_NAMESPACE", "metadata.namespace"),
+                field("NODE_NAME", "spec.nodeName"),
+            ],
             "readinessProbe": {
                 "httpGet": {"path": "/readyz", "port": HTTP},
                 "periodSeconds": 1,

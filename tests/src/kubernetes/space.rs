@@ -251,12 +251,15 @@ impl<'c> Space<'c> {
         let is_one = |process: &fs::DirEntry| {
             let read = |file| fs::read(process.path().join(file)).unwrap_or_default();
             let environment = read("environ");
-            let mut variables = environment.split(|byte| *byte == 0);
+            let variable = |name: &str| {
+                let mut all = environment.split(|byte| *byte == 0);
+                all.find_map(|one| one.strip_prefix(name.as_bytes()))
+            };
+            // Another test's pod may have the same name, and may still be on its way out.
             read("comm") == b"pod-server\n"
-                && variables.any(|variable| {
-                    let name = variable.strip_prefix(b"POD_NAME=");
-                    name.is_some_and(|name| pods.iter().any(|pod| pod.as_bytes() == name))
-                })
+                && variable("POD_NAMESPACE=") == Some(self.name.as_bytes())
+                && variable("POD_NAME=")
+                    .is_some_and(|name| pods.iter().any(|pod| pod.as_bytes() == name))
         };
         let found: Vec<_> = processes.filter(is_one).collect();
         assert_eq!(found.len(), pods.len(), "processes of {pods:?}");
