@@ -18,6 +18,7 @@ pub mod crossing;
 pub mod disruption;
 pub mod figure;
 pub mod flood;
+mod flow_key;
 pub mod flows;
 pub mod kubernetes;
 pub mod netns;

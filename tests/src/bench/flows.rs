@@ -1,14 +1,13 @@
 //! Flows put into the tables as the data path would have left them.
 
-use std::{net::SocketAddr, ops::Range};
+use std::ops::Range;
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result};
 use lb_common::{
-    addr::Be16,
     bench::{Reference, ReferenceKey},
     conntrack::{Entry, Entry4, Entry6, Head, Note, Route, flag, state},
     device::NextHopKey,
-    flow::{Flow, Flow4, Flow6},
+    flow::{Flow as _, Flow4, Flow6},
     names::{self, flow_use},
     wire::Wire,
 };
@@ -19,6 +18,7 @@ use super::{
     group::Group,
     kernel::{BENCH_REFERENCE, Kernel, Program, words},
 };
+use crate::flow_key::FromEndpoints;
 
 /// What the client of an embryonic flow must acknowledge.
 pub(super) const ANSWERED: u32 = 5_000;
@@ -251,39 +251,4 @@ fn portions(flows: u32) -> impl Iterator<Item = Range<u32>> {
 /// Any number but zero will do: no two flows share a key.
 const fn identity(number: u32) -> u32 {
     number.wrapping_mul(0x9e37_79b1) | 1
-}
-
-/// Flow keys of either family.
-trait FromEndpoints: Flow + Wire {
-    fn from_endpoints(source: SocketAddr, destination: SocketAddr, protocol: u8) -> Result<Self>;
-}
-
-impl FromEndpoints for Flow4 {
-    fn from_endpoints(source: SocketAddr, destination: SocketAddr, protocol: u8) -> Result<Self> {
-        let (SocketAddr::V4(source), SocketAddr::V4(destination)) = (source, destination) else {
-            bail!("{source} to {destination} is not IPv4");
-        };
-        Ok(Self::new(
-            (*source.ip()).into(),
-            Be16::new(source.port()),
-            (*destination.ip()).into(),
-            Be16::new(destination.port()),
-            protocol,
-        ))
-    }
-}
-
-impl FromEndpoints for Flow6 {
-    fn from_endpoints(source: SocketAddr, destination: SocketAddr, protocol: u8) -> Result<Self> {
-        let (SocketAddr::V6(source), SocketAddr::V6(destination)) = (source, destination) else {
-            bail!("{source} to {destination} is not IPv6");
-        };
-        Ok(Self::new(
-            (*source.ip()).into(),
-            Be16::new(source.port()),
-            (*destination.ip()).into(),
-            Be16::new(destination.port()),
-            protocol,
-        ))
-    }
 }

@@ -6,12 +6,12 @@ use std::{
     os::fd::AsFd as _,
 };
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result};
 use lb_common::{
     addr::Be16,
     bench::client,
     conntrack::{Entry, Entry4, Entry6, Head, Note, flag, state},
-    flow::{Flow, Flow4, Flow6},
+    flow::Flow as _,
     names::{self, flow_use},
     service::{Backend4, Backend6, Frontend, FrontendKey4, FrontendKey6, Service, backend_flag},
     wire::Wire,
@@ -27,10 +27,13 @@ use super::{
     Frames,
     line::{MACS, SNAT},
 };
-use crate::netns::{
-    agent::Node,
-    manifest::{ServiceManifest, service},
-    world::World,
+use crate::{
+    flow_key::FromEndpoints,
+    netns::{
+        agent::Node,
+        manifest::{ServiceManifest, service},
+        world::World,
+    },
 };
 
 /// What a reply would acknowledge.
@@ -208,7 +211,7 @@ fn map(node: &Node<'_>, name: &str) -> Result<Map> {
 fn insert<E>(node: &Node<'_>, kind: Kind, flows: u32, table: &str) -> Result<()>
 where
     E: Entry + Wire,
-    E::Flow: FromEnds,
+    E::Flow: FromEndpoints,
 {
     let ids = Ids::of(node, kind)?;
     let pins = PinDirectory::find(node.pin_root())?;
@@ -284,11 +287,11 @@ impl Ids {
     fn halves<E>(&self, kind: Kind, number: u32, stamp: u32) -> Result<[(E::Flow, E); 2]>
     where
         E: Entry,
-        E::Flow: FromEnds,
+        E::Flow: FromEndpoints,
     {
         let protocol = kind.protocol.number();
-        let key = E::Flow::from_ends(kind.request(number), protocol)?;
-        let written = E::Flow::from_ends(kind.forwarded(number), protocol)?;
+        let key = |[from, to]: [SocketAddr; 2]| E::Flow::from_endpoints(from, to, protocol);
+        let (key, written) = (key(kind.request(number))?, key(kind.forwarded(number))?);
         // Any number but zero will do: no two flows share a key.
         let identity = number.wrapping_mul(0x9e37_79b1) | 1;
         let head = Head::new(identity, state::ESTABLISHED, stamp);
@@ -327,39 +330,4 @@ fn find<V: Wire>(
     let all: Vec<(u32, V)> = map(node, name)?.read_all()?;
     let found = all.into_iter().find(|(_, value)| is_meant(value));
     Ok(found.map(|(id, _)| id))
-}
-
-/// Flow keys of either family.
-trait FromEnds: Flow + Wire {
-    fn from_ends(ends: [SocketAddr; 2], protocol: u8) -> Result<Self>;
-}
-
-impl FromEnds for Flow4 {
-    fn from_ends(ends: [SocketAddr; 2], protocol: u8) -> Result<Self> {
-        let [SocketAddr::V4(source), SocketAddr::V4(destination)] = ends else {
-            bail!("{ends:?} are not IPv4");
-        };
-        Ok(Self::new(
-            (*source.ip()).into(),
-            Be16::new(source.port()),
-            (*destination.ip()).into(),
-            Be16::new(destination.port()),
-            protocol,
-        ))
-    }
-}
-
-impl FromEnds for Flow6 {
-    fn from_ends(ends: [SocketAddr; 2], protocol: u8) -> Result<Self> {
-        let [SocketAddr::V6(source), SocketAddr::V6(destination)] = ends else {
-            bail!("{ends:?} are not IPv6");
-        };
-        Ok(Self::new(
-            (*source.ip()).into(),
-            Be16::new(source.port()),
-            (*destination.ip()).into(),
-            Be16::new(destination.port()),
-            protocol,
-        ))
-    }
 }
