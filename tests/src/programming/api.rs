@@ -15,16 +15,15 @@ use k8s_openapi::api::{
     discovery::v1::EndpointSlice,
 };
 use kube::{
-    Client, Config,
+    Client,
     api::{Patch, PatchParams, PostParams},
-    config::{KubeConfigOptions, Kubeconfig},
     runtime::watcher,
 };
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 use tokio::runtime::Runtime;
 
-use super::{PATIENCE, agent::NODE};
+use super::{PATIENCE, agent::NODE, plane::reach};
 use crate::netns::now;
 
 /// Requests under way at a time.
@@ -43,22 +42,7 @@ pub(super) struct Api {
 impl Api {
     /// Waits for the server.
     pub(super) fn connect(kubeconfig: &Path) -> Result<Self> {
-        let runtime = tokio::runtime::Builder::new_multi_thread()
-            .worker_threads(2)
-            .enable_all()
-            .build()
-            .context("start the runtime")?;
-        let start = now();
-        // Its certificate is there once it has started.
-        let client = loop {
-            match runtime.block_on(connect(kubeconfig)) {
-                Ok(client) => break client,
-                Err(error) if start.elapsed() > PATIENCE => {
-                    return Err(error).context("wait for the API server");
-                }
-                Err(_) => std::thread::sleep(std::time::Duration::from_millis(200)),
-            }
-        };
+        let (runtime, client) = reach(kubeconfig)?;
         Ok(Self { runtime, client })
     }
 
@@ -134,16 +118,6 @@ impl Api {
             .context("wait for the watch")?;
         Ok(receiver)
     }
-}
-
-async fn connect(kubeconfig: &Path) -> Result<Client> {
-    let kubeconfig = Kubeconfig::read_from(kubeconfig)?;
-    let config = Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await?;
-    let client = Client::try_from(config)?;
-    let request = kube::core::Request::new("/readyz");
-    let request = request.list(&kube::api::ListParams::default())?;
-    client.request_text(request).await?;
-    Ok(client)
 }
 
 async fn follow(api: kube::Api<EndpointSlice>, sender: Sender<Event>, ready: Sender<()>) {

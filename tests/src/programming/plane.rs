@@ -4,9 +4,18 @@ use std::{
     fs::File,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
+    time::Duration,
 };
 
 use anyhow::{Context as _, Result, ensure};
+use kube::{
+    Client, Config,
+    config::{KubeConfigOptions, Kubeconfig},
+};
+use tokio::runtime::Runtime;
+
+use super::PATIENCE;
+use crate::netns::now;
 
 /// Where the API server is; the interface has the address.
 const SERVER: &str = "192.0.2.1";
@@ -117,4 +126,39 @@ current-context: sluice
 ",
         certificate.display()
     )
+}
+
+/// Waits for the API server. Returns the way to it.
+///
+/// # Errors
+///
+/// It did not answer in time.
+pub fn reach(kubeconfig: &Path) -> Result<(Runtime, Client)> {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .context("start the runtime")?;
+    let start = now();
+    // Its certificate is there once it has started.
+    let client = loop {
+        match runtime.block_on(connect(kubeconfig)) {
+            Ok(client) => break client,
+            Err(error) if start.elapsed() > PATIENCE => {
+                return Err(error).context("wait for the API server");
+            }
+            Err(_) => std::thread::sleep(Duration::from_millis(200)),
+        }
+    };
+    Ok((runtime, client))
+}
+
+async fn connect(kubeconfig: &Path) -> Result<Client> {
+    let kubeconfig = Kubeconfig::read_from(kubeconfig)?;
+    let config = Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await?;
+    let client = Client::try_from(config)?;
+    let request = kube::core::Request::new("/readyz");
+    let request = request.list(&kube::api::ListParams::default())?;
+    client.request_text(request).await?;
+    Ok(client)
 }

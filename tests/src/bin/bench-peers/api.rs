@@ -1,23 +1,18 @@
 //! The objects, written to a real API server.
 
-use std::{
-    cell::RefCell,
-    path::Path,
-    time::{Duration, Instant},
-};
+use std::{cell::RefCell, path::Path, time::Instant};
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result};
 use futures::{StreamExt as _, TryStreamExt as _, stream};
 use k8s_openapi::api::{
     core::v1::{Namespace, Node, Service},
     discovery::v1::EndpointSlice,
 };
 use kube::{
-    Client, Config,
+    Client,
     api::{DeleteParams, Patch, PatchParams, PostParams},
-    config::{KubeConfigOptions, Kubeconfig},
 };
-use lb_tests::netns::now;
+use lb_tests::{netns::now, programming::plane::reach};
 use serde_json::{Value, json};
 use tokio::{runtime::Runtime, task::JoinHandle};
 
@@ -28,8 +23,6 @@ use crate::{
 
 /// Requests under way at a time.
 const AT_A_TIME: usize = 32;
-/// Longest wait for the server.
-const PATIENCE: Duration = Duration::from_mins(1);
 /// The node every peer serves.
 pub(crate) const NODE: &str = "edge-1";
 
@@ -43,20 +36,7 @@ pub(crate) struct Api {
 impl Api {
     /// Waits for the server and writes what all Services need.
     pub(crate) fn connect(kubeconfig: &Path) -> Result<Self> {
-        let runtime = tokio::runtime::Builder::new_multi_thread()
-            .worker_threads(2)
-            .enable_all()
-            .build()
-            .context("start the runtime")?;
-        let start = now();
-        // Its certificate is there once it has started.
-        let client = loop {
-            match runtime.block_on(connect(kubeconfig)) {
-                Ok(client) => break client,
-                Err(error) if start.elapsed() > PATIENCE => bail!("the API server: {error:#}"),
-                Err(_) => std::thread::sleep(Duration::from_millis(200)),
-            }
-        };
+        let (runtime, client) = reach(kubeconfig)?;
         let this = Self {
             runtime,
             client,
@@ -157,14 +137,4 @@ where
         .await
         .with_context(|| format!("create a {}", K::kind(&())))?;
     Ok(())
-}
-
-async fn connect(kubeconfig: &Path) -> Result<Client> {
-    let kubeconfig = Kubeconfig::read_from(kubeconfig)?;
-    let config = Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await?;
-    let client = Client::try_from(config)?;
-    let request = kube::core::Request::new("/readyz");
-    let request = request.list(&kube::api::ListParams::default())?;
-    client.request_text(request).await?;
-    Ok(client)
 }
