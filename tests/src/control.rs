@@ -27,7 +27,7 @@ mod percentiles;
 mod plots;
 mod report;
 
-pub use memory::{peak_memory, peak_memory_of};
+pub use memory::{charged, peak_memory, peak_memory_of};
 pub use percentiles::Percentiles;
 
 /// What to measure.

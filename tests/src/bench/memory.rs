@@ -1,11 +1,10 @@
 //! Bytes a flow takes in the kernel, both halves.
 
-use std::os::fd::{AsFd as _, AsRawFd as _};
-
-use anyhow::{Context as _, Result};
+use anyhow::Result;
 use lb_common::names;
 
 use super::kernel::Kernel;
+use crate::control::charged;
 
 /// `struct htab_elem` before the key.
 const ELEMENT_HEADER: u32 = 48;
@@ -38,13 +37,7 @@ fn family(kernel: &Kernel, family: &'static str, name: &str, target: u32) -> Res
     let info = map.info();
     let element =
         ELEMENT_HEADER + info.key_size.next_multiple_of(8) + info.value_size.next_multiple_of(8);
-    let path = format!("/proc/self/fdinfo/{}", map.as_fd().as_raw_fd());
-    let text = std::fs::read_to_string(&path).with_context(|| format!("read {path}"))?;
-    let charged: u32 = text
-        .lines()
-        .find_map(|line| line.strip_prefix("memlock:"))
-        .and_then(|bytes| bytes.trim().parse().ok())
-        .with_context(|| format!("{path} does not tell memlock"))?;
+    let charged = u32::try_from(charged(map)?)?;
     Ok(Memory {
         family,
         element,

@@ -70,7 +70,11 @@ impl Kernel {
 }
 
 /// Bytes of kernel memory, as the kernel charges them for a map.
-pub(crate) fn charged(map: &Map) -> Result<u64> {
+///
+/// # Errors
+///
+/// `/proc` does not tell them.
+pub fn charged(map: &Map) -> Result<u64> {
     let path = format!("/proc/self/fdinfo/{}", map.as_fd().as_raw_fd());
     let text = std::fs::read_to_string(&path).with_context(|| format!("read {path}"))?;
     let mut lines = text.lines();

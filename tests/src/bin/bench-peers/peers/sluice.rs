@@ -1,16 +1,10 @@
 //! The load balancer of this workspace.
 
-use std::{
-    net::IpAddr,
-    os::fd::{AsFd as _, AsRawFd as _},
-    path::PathBuf,
-    process::Command,
-    time::Instant,
-};
+use std::{net::IpAddr, path::PathBuf, process::Command, time::Instant};
 
 use anyhow::{Context as _, Result, ensure};
 use lb_common::names;
-use lb_tests::netns::Process;
+use lb_tests::{control::charged, netns::Process};
 use lb_userspace::{kernel::Map, pins::PinDirectory};
 
 use super::{Balancer, Programs};
@@ -80,12 +74,7 @@ impl Balancer for Sluice<'_> {
         for (name, _) in names::MAPS {
             let map =
                 Map::open_pinned(&directory.map(name)).with_context(|| format!("open {name}"))?;
-            let path = format!("/proc/self/fdinfo/{}", map.as_fd().as_raw_fd());
-            let text = std::fs::read_to_string(&path).with_context(|| format!("read {path}"))?;
-            let mut lines = text.lines();
-            all += lines
-                .find_map(|line| line.strip_prefix("memlock:")?.trim().parse::<u64>().ok())
-                .with_context(|| format!("{path} does not tell memlock"))?;
+            all += charged(&map)?;
         }
         ensure!(all > 0, "the maps take no memory");
         Ok(Some(all))
