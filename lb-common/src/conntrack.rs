@@ -26,8 +26,10 @@ use crate::{
 };
 
 mod entry;
+mod pending;
 
 pub use entry::{Entry, Entry4, Entry6, flag};
+pub use pending::Pending;
 
 /// States of a half. Plain numbers: they come from memory which another flow may have reused.
 pub mod state {

@@ -32,7 +32,7 @@ pub mod wire;
 ///
 /// It is part of the layout hash, so two versions never share a pin directory.
 #[cfg(not(feature = "second-layout"))]
-pub const ABI_VERSION: u32 = 4;
+pub const ABI_VERSION: u32 = 5;
 /// The version of the layout that only tests know.
 #[cfg(feature = "second-layout")]
-pub const ABI_VERSION: u32 = 1_004;
+pub const ABI_VERSION: u32 = 1_005;

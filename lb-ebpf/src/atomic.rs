@@ -41,3 +41,43 @@ pub(crate) unsafe fn add(word: *mut u64, amount: u64) {
         );
     }
 }
+
+/// Adds `amount` to the word. Returns what it was. Linux 5.12.
+///
+/// # Safety
+///
+/// `word` points to four aligned bytes of a map value that the running program looked up.
+#[inline(always)]
+pub(crate) unsafe fn fetch_add(word: *mut u32, amount: u32) -> u32 {
+    let mut value = amount as u64;
+    // SAFETY: the caller vouches for `word`; w1 holds the amount and receives what was there.
+    unsafe {
+        asm!(
+            "w1 = atomic_fetch_add((u32 *)({word} + 0), w1)",
+            word = in(reg) word,
+            inout("r1") value,
+            options(nostack),
+        );
+    }
+    value as u32
+}
+
+/// Keeps the bits of `mask` of the word. Returns what it was. Linux 5.12.
+///
+/// # Safety
+///
+/// As for [`fetch_add`].
+#[inline(always)]
+pub(crate) unsafe fn fetch_and(word: *mut u32, mask: u32) -> u32 {
+    let mut value = mask as u64;
+    // SAFETY: as in [`fetch_add`].
+    unsafe {
+        asm!(
+            "w1 = atomic_fetch_and((u32 *)({word} + 0), w1)",
+            word = in(reg) word,
+            inout("r1") value,
+            options(nostack),
+        );
+    }
+    value as u32
+}

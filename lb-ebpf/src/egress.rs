@@ -67,7 +67,7 @@ fn reverse<F: SkbFrame>(skb: Skb) -> i32 {
     let mut entry = MaybeUninit::uninit();
     // SAFETY: an entry of zeroes is valid.
     let entry = unsafe { words::zeroed::<F::Entry>(&mut entry) };
-    let found = established::find::<F>(packet, gate::read().route_generation(), entry);
+    let (found, _) = established::find::<F>(packet, gate::read().route_generation(), entry);
     let step = path::known_flow::<F>(packet, found, entry);
     // The stack has routed the packet already: a stale route of ours is of no interest.
     if step == Step::MISS {
@@ -86,6 +86,6 @@ fn reverse<F: SkbFrame>(skb: Skb) -> i32 {
         return DROP;
     }
     stats::event(Event::EgressForwarded, packet.length);
-    stats::forwarded(entry.service(), entry.backend(), true, packet.length);
+    stats::forwarded(entry, 1, packet.length);
     NEXT
 }

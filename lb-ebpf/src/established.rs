@@ -14,7 +14,7 @@ use crate::{
     atomic,
     family::{Closing, Family},
     flow_packet::{FlowPacket, Step},
-    gate,
+    gate, pending,
     removal::{holds, remove},
     serving::{may_stay, serves_still},
     stats,
@@ -78,20 +78,20 @@ pub(crate) unsafe fn exchange_note<E: Entry>(entry: *mut E, old: Note, new: Note
     unsafe { atomic::compare_exchange(entry.cast::<u64>().add(E::NOTE_WORD), old.0, new.0) }
 }
 
-/// The hot lookup. [`Step::FORWARD`]: `out` is all the packet needs. [`Step::MISS`]: not known.
-/// [`Step::HAND_OVER`]: known, but [`touch`] must see the packet first.
+/// The hot lookup, and the entry in the table. [`Step::FORWARD`]: `out` is all the packet needs.
+/// [`Step::MISS`]: not known. [`Step::HAND_OVER`]: known, but [`touch`] must see the packet first.
 #[inline(always)]
 pub(crate) fn find<F: Family>(
     packet: &FlowPacket<F::Flow>,
     generation: u16,
     out: &mut F::Entry,
-) -> Step {
+) -> (Step, Option<*mut F::Entry>) {
     let Some(entry) = F::established(&packet.flow) else {
-        return Step::MISS;
+        return (Step::MISS, None);
     };
     // SAFETY: looked up just now.
     if !unsafe { snapshot::<F>(entry, out) } {
-        return Step::MISS;
+        return (Step::MISS, None);
     }
     let head = out.head();
     // FIN, SYN and RST are the three lowest bits.
@@ -100,7 +100,11 @@ pub(crate) fn find<F: Family>(
         && matches!(head.state() & !QUEUED, state::ESTABLISHED | state::FIN)
         && out.route().generation() == generation
         && (packet.is_tcp() || serves_still::<F>(out));
-    if calm { Step::FORWARD } else { Step::HAND_OVER }
+    if calm {
+        (Step::FORWARD, Some(entry))
+    } else {
+        (Step::HAND_OVER, None)
+    }
 }
 
 step! {
@@ -138,6 +142,10 @@ fn touch_flow<F: Family>(packet: &FlowPacket<F::Flow>, out: &mut F::Entry) -> St
         // A half alone forwards what is never answered: better a new flow.
         remove::<F>(packet, out);
         return Step::MISS;
+    }
+    if stale {
+        // SAFETY: looked up just now.
+        unsafe { pending::hand_over::<F>(entry) };
     }
     let state = state::base(head.state());
     if passes {

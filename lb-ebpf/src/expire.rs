@@ -18,6 +18,7 @@ use crate::{
     established::{exchange_head, head_of, snapshot},
     family::{Family, V4, V6},
     packet::View,
+    pending,
     removal::{change_use, remove_halves},
     skb::Skb,
     stats, words,
@@ -29,6 +30,8 @@ const CONDEMN: u8 = 1;
 const DELETE: u8 = 2;
 /// Removes both halves of a flow, whatever its state, if the half is still that flow's.
 const END: u8 = 3;
+/// Counts what a half has pending, if it is still that flow's.
+const COUNT: u8 = 4;
 /// Bytes before the first record.
 const HEADER: u32 = 14;
 /// Most records of one run.
@@ -97,7 +100,7 @@ fn flow6(record: View<48>) -> Flow6 {
     }
 }
 
-/// One record. Returns 1 if the half was changed.
+/// One record. Returns 1 if the half was changed, or its pending traffic counted.
 #[inline(never)]
 fn apply<F: Family>(operation: u8, flow: &F::Flow, seen: Head) -> i32 {
     if operation == END {
@@ -106,6 +109,14 @@ fn apply<F: Family>(operation: u8, flow: &F::Flow, seen: Head) -> i32 {
     let Some(entry) = F::established(flow) else {
         return 0;
     };
+    if operation == COUNT {
+        let ours = head_of(entry).identity() == seen.identity();
+        if ours {
+            // SAFETY: looked up just now.
+            unsafe { pending::hand_over::<F>(entry) };
+        }
+        return ours as i32;
+    }
     let state = seen.state();
     if operation == CONDEMN {
         let condemned = seen.touched(state | state::CONDEMNED, seen.stamp());
@@ -119,7 +130,12 @@ fn apply<F: Family>(operation: u8, flow: &F::Flow, seen: Head) -> i32 {
     // A packet which comes by until the exchange saves the half, one that comes later finds it dead.
     // SAFETY: looked up just now.
     let ours = peer_is_gone::<F>(entry, flow, seen) && unsafe { exchange_head(entry, seen, dead) };
-    if !ours || !F::remove_established(flow) {
+    if !ours {
+        return 0;
+    }
+    // SAFETY: looked up just now.
+    unsafe { pending::hand_over::<F>(entry) };
+    if !F::remove_established(flow) {
         return 0;
     }
     change_use::<F>(flow.protocol() == protocol::TCP, 1_u64.wrapping_neg());

@@ -132,7 +132,7 @@ fn decide<F: SkbFrame>(
     packet: &FlowPacket<F::Flow>,
     entry: &mut F::Entry,
 ) -> Step {
-    let found = established::find::<F>(packet, gate::read().route_generation(), entry);
+    let (found, _) = established::find::<F>(packet, gate::read().route_generation(), entry);
     let mut step = path::known_flow::<F>(packet, found, entry);
     if step == Step::MISS {
         return path::new_flow::<F, false>(ctx, packet, entry);
@@ -212,12 +212,7 @@ fn send<F: SkbFrame>(
         stats::reason(Reason::HelperFailed, packet.length);
         return DROP;
     };
-    stats::forwarded(
-        entry.service(),
-        entry.backend(),
-        entry.flags() & flag::REVERSE != 0,
-        packet.length,
-    );
+    stats::forwarded(entry, 1, packet.length);
     verdict
 }
 

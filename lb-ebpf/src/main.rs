@@ -43,6 +43,7 @@ mod ingress;
 mod packet;
 mod parse;
 mod path;
+mod pending;
 mod quote;
 mod recent;
 mod removal;

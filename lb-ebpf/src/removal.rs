@@ -16,7 +16,7 @@ use crate::{
     established::{exchange_head, head_of, is_gone, snapshot},
     family::{AF_INET, Family, V4, V6},
     flow_packet::FlowPacket,
-    stats,
+    pending, stats,
     tables::{self, FLOW_USE, config},
 };
 
@@ -56,6 +56,8 @@ pub(crate) fn remove_half<F: Family>(key: &F::Flow, identity: u32) -> bool {
         }
         // SAFETY: looked up just now.
         if unsafe { exchange_head(entry, head, head.touched(state::DEAD, head.stamp())) } {
+            // SAFETY: as above.
+            unsafe { pending::hand_over::<F>(entry) };
             return F::remove_established(key);
         }
     }

@@ -1,6 +1,7 @@
 //! Counting. Per-CPU array elements: no other CPU writes them, and softirq programs do not nest.
 
 use lb_common::{
+    conntrack::{Entry, flag},
     reason::{Counter, Event, Reason},
     traffic::{Tally, Traffic},
 };
@@ -59,24 +60,19 @@ pub(crate) fn reason_number(number: u32, bytes: u32) {
     }
 }
 
-/// A packet of a flow was sent on.
+/// Packets of a flow were sent on, of `bytes` IP bytes together.
 #[inline(always)]
-pub(crate) fn forwarded(service: u32, backend: u32, reverse: bool, bytes: u32) {
-    for traffic in [
-        SERVICE_TRAFFIC.get_ptr_mut(service),
-        BACKEND_TRAFFIC.get_ptr_mut(backend),
-    ] {
-        let Some(traffic) = traffic else { continue };
-        // SAFETY: this CPU's element, looked up just now.
-        let traffic = unsafe { &mut *traffic };
-        let tally: *mut Tally = if reverse {
+pub(crate) fn forwarded<E: Entry>(entry: &E, packets: u32, bytes: u32) {
+    let reverse = entry.flags() & flag::REVERSE != 0;
+    flow(entry.service(), entry.backend(), |traffic| {
+        let tally = if reverse {
             &mut traffic.reply
         } else {
             &mut traffic.forward
         };
-        // SAFETY: part of that element.
-        unsafe { tally_packet(tally, bytes as u64) };
-    }
+        tally.packets += packets as u64;
+        tally.bytes += bytes as u64;
+    });
 }
 
 /// A change in the number of flows of a service port and a backend.

@@ -15,7 +15,7 @@ use aya_ebpf::{
     programs::XdpContext,
 };
 use lb_common::{
-    conntrack::{Entry as _, flag},
+    conntrack::Entry as _,
     device::device_flag,
     reason::{Event, Reason},
     refusal::is_told,
@@ -30,7 +30,7 @@ use crate::{
     frame::{Frame, IP},
     gate,
     packet::Packet,
-    path, stats,
+    path, pending, stats,
     tables::{DEVICE_INDEX, DEVICES, config},
     tell, words,
 };
@@ -72,14 +72,14 @@ fn balance<F: Frame>(ctx: &XdpContext, frame: Packet) -> u32 {
     let mut entry = MaybeUninit::uninit();
     // SAFETY: an entry of zeroes is valid.
     let entry = unsafe { words::zeroed::<F::Entry>(&mut entry) };
-    let step = match established::find::<F>(packet, control.route_generation(), entry) {
-        Step::FORWARD => Step::FORWARD,
-        other => unusual::<F>(ctx, headers, packet, other, entry),
-    };
-    if step != Step::FORWARD {
-        return refuse::<F>(step, packet);
+    let (found, place) = established::find::<F>(packet, control.route_generation(), entry);
+    if found != Step::FORWARD {
+        let step = unusual::<F>(ctx, headers, packet, found, entry);
+        if step != Step::FORWARD {
+            return refuse::<F>(step, packet);
+        }
     }
-    send::<F>(headers, packet, entry)
+    send::<F>(headers, packet, entry, place)
 }
 
 /// Everything but the next packet of an established flow.
@@ -117,9 +117,15 @@ fn unusual<F: Frame>(
     step
 }
 
-/// Checks what could still prevent it, then writes and redirects.
+/// Checks what could still prevent it, then writes and redirects. `place` is where the entry stands, if
+/// that is known.
 #[inline(always)]
-fn send<F: Frame>(headers: F::Headers, packet: &FlowPacket<F::Flow>, entry: &F::Entry) -> u32 {
+fn send<F: Frame>(
+    headers: F::Headers,
+    packet: &FlowPacket<F::Flow>,
+    entry: &F::Entry,
+    place: Option<*mut F::Entry>,
+) -> u32 {
     let route = entry.route();
     let Some((hop, device)) = forward::fast(route.next_hop() as u32) else {
         return hand_over(packet.length);
@@ -133,12 +139,11 @@ fn send<F: Frame>(headers: F::Headers, packet: &FlowPacket<F::Flow>, entry: &F::
     }
     F::write(headers, packet, entry, hop, device);
     stats::event(Event::XdpForwarded, packet.length);
-    stats::forwarded(
-        entry.service(),
-        entry.backend(),
-        entry.flags() & flag::REVERSE != 0,
-        packet.length,
-    );
+    match place {
+        // SAFETY: looked up by this program.
+        Some(place) => unsafe { pending::forwarded::<F>(place, packet.length) },
+        None => stats::forwarded(entry, 1, packet.length),
+    }
     // SAFETY: plain helper call; the flags are zero, as the kernel demands.
     let verdict = unsafe { bpf_redirect(device.ifindex, 0) };
     if verdict == XDP_REDIRECT as i64 {

@@ -5,6 +5,7 @@
 //!           a packet meets a condemned half          ─▶ it lives again
 //! pass n+1: read a half that is still condemned      ─▶ delete (if the head is still the one read)
 //! any pass: read a half whose flow's time is over     ─▶ end it, whatever its state (see `drain.rs`)
+//!           read a silent half with traffic pending  ─▶ count it
 //! ```
 //! The agent never writes a flow: `lb_expire` does, so that a packet and the agent cannot both win.
 
@@ -55,6 +56,8 @@ pub struct Pass {
     pub deleted: u64,
     /// Halves ended, since the time of their flows with a backend that left was over.
     pub ended: u64,
+    /// Silent halves whose last traffic was counted.
+    pub counted: u64,
     /// What flows name.
     pub in_use: InUse,
     /// How many flows there are.
@@ -177,6 +180,7 @@ impl Expiry {
     {
         let now = self.tick()?;
         let (mut condemned, mut deleted, mut ended) = (Vec::new(), Vec::new(), Vec::new());
+        let mut counted = Vec::new();
         let mut failure = None;
         table.for_each_batch::<F, E>(|flows, entries| {
             pass.halves += flows.len() as u64;
@@ -191,6 +195,10 @@ impl Expiry {
                         ended.push((member(entry), R::new(*flow, half)));
                     }
                     continue;
+                }
+                // A flow with packets in this tick counts its traffic itself.
+                if entry.pending().packets() != 0 && half.stamp() != now {
+                    counted.push(R::new(*flow, half));
                 }
                 // The common case, without a look at the peer.
                 let limit = self
@@ -216,6 +224,7 @@ impl Expiry {
                 }
             }
         })?;
+        pass.counted += self.run(operation::COUNT, &counted)?;
         let ended = self.still_overdue(overdue, ended)?;
         pass.ended += self.run(operation::END, &ended)?;
         pass.deleted += self.run(operation::DELETE, &deleted)?;
@@ -281,4 +290,5 @@ mod operation {
     pub(super) const CONDEMN: u8 = 1;
     pub(super) const DELETE: u8 = 2;
     pub(super) const END: u8 = 3;
+    pub(super) const COUNT: u8 = 4;
 }

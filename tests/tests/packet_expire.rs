@@ -1,5 +1,7 @@
 //! How the agent ends flows: the idle ones, which a packet may still save, and those it must end.
 
+use std::time::Duration;
+
 use lb_common::{
     conntrack::{Head, Idle4, Idle6, state},
     names,
@@ -9,14 +11,16 @@ use lb_tests::{
     book::{BOOKS, TCP_BOOKS},
     case::{Case, case, from, run},
     flows::{Conversation, Mode},
+    netns::poll_until,
     network::OUTSIDE,
-    run::Lab,
+    run::{Hook, Lab},
 };
 
 /// Operations of `lb_expire`.
 const CONDEMN: u8 = 1;
 const DELETE: u8 = 2;
 const END: u8 = 3;
+const COUNT: u8 = 4;
 
 /// The records of all halves of both families' tables, as the agent would read them now.
 fn records(lab: &Lab, [v4, v6]: [&str; 2]) -> [(u8, Vec<Vec<u8>>); 2] {
@@ -184,6 +188,17 @@ fn what_follows_an_ended_flow_is_a_packet_no_flow_knows() {
     run(cases.collect());
 }
 
+/// Records of the established halves' keys under other flows' identities.
+fn of_others(lab: &Lab) -> [(u8, Vec<Vec<u8>>); 2] {
+    let mut seen = records(lab, ESTABLISHED);
+    let last = seen.iter_mut().flat_map(|(_, records)| records);
+    // The identity is the upper half of the head, which comes last.
+    for byte in last.filter_map(|record| record.last_mut()) {
+        *byte ^= 1;
+    }
+    seen
+}
+
 #[test]
 fn another_flow_under_the_same_key_is_not_ended() {
     let cases = BOOKS.into_iter().map(|book| {
@@ -191,17 +206,76 @@ fn another_flow_under_the_same_key_is_not_ended() {
         case(format!("{}: another identity", talk.name()), talk.tables())
             .steps(talk.handshake())
             .then(|lab| {
-                let mut seen = records(lab, ESTABLISHED);
-                let last = seen.iter_mut().flat_map(|(_, records)| records);
-                // The identity is the upper half of the head, which comes last.
-                for byte in last.filter_map(|record| record.last_mut()) {
-                    *byte ^= 1;
-                }
-                assert_eq!(apply(lab, END, &seen), 0);
+                assert_eq!(apply(lab, END, &of_others(lab)), 0);
             })
             .step(talk.request(&talk.question()))
             .step(talk.reply(&talk.answer()))
             .flows(2, 0)
+    });
+    run(cases.collect());
+}
+
+/// A flow with traffic pending in both directions.
+fn pending(talk: Conversation, what: &str) -> Case {
+    case(format!("{}: {what}", talk.name()), talk.tables())
+        .only(Hook::Xdp)
+        .steps(talk.handshake())
+        .then(move |lab| {
+            // What the first packet of a tick brings is not pending.
+            poll_until("traffic to be pending", Duration::from_secs(5), || {
+                for (port, packet) in [(OUTSIDE, talk.question()), (talk.inside(), talk.answer())] {
+                    lab.xdp(&packet.bytes(), port);
+                }
+                let ways = lab.counts().services.get(&1).copied().unwrap_or_default();
+                let there = lab
+                    .handed_over()
+                    .services
+                    .get(&1)
+                    .copied()
+                    .unwrap_or_default();
+                (ways.forward != there.forward && ways.reply != there.reply).then_some(())
+            });
+        })
+}
+
+#[test]
+fn what_a_flow_has_pending_is_counted_when_it_is_silent_and_when_it_leaves() {
+    let counted = |lab: &mut Lab, act: fn(&Lab)| {
+        let before = lab.counts();
+        act(lab);
+        let after = lab.handed_over();
+        assert_eq!(after.services, before.services);
+        assert_eq!(after.backends, before.backends);
+    };
+    let cases = BOOKS.into_iter().flat_map(|book| {
+        let talk = Conversation::new(book, Mode::FullNat);
+        [
+            pending(talk, "silent")
+                .then(move |lab| counted(lab, |lab| assert_eq!(expire(lab, COUNT), 2)))
+                .step(talk.request(&talk.question()))
+                .step(talk.reply(&talk.answer()))
+                .flows(2, 0),
+            pending(talk, "deleted").then(move |lab| {
+                counted(lab, |lab| {
+                    assert_eq!(expire(lab, CONDEMN), 2);
+                    assert_eq!(expire(lab, DELETE), 2);
+                });
+            }),
+            pending(talk, "ended")
+                .then(move |lab| counted(lab, |lab| assert_eq!(expire(lab, END), 2))),
+        ]
+    });
+    run(cases.collect());
+}
+
+#[test]
+fn another_flow_under_the_same_key_keeps_what_it_has_pending() {
+    let cases = BOOKS.into_iter().map(|book| {
+        pending(Conversation::new(book, Mode::FullNat), "another identity").then(|lab| {
+            let before = lab.handed_over();
+            assert_eq!(apply(lab, COUNT, &of_others(lab)), 0);
+            assert_eq!(lab.handed_over(), before);
+        })
     });
     run(cases.collect());
 }

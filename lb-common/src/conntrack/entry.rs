@@ -2,14 +2,14 @@
 
 use core::mem::offset_of;
 
-use super::{Head, Note, Route};
+use super::{Head, Note, Pending, Route};
 use crate::{
     addr::{Addr4, Addr6, Be16},
     flow::{Flow, Flow4, Flow6},
     wire,
 };
 
-/// Bits of [`Entry4::flags`] and [`Entry6::flags`].
+/// Bits of [`Entry::flags`]: the low ones of the word they share with [`Pending`].
 pub mod flag {
     /// Backend to client.
     pub const REVERSE: u32 = 1;
@@ -32,6 +32,8 @@ pub trait Entry: Copy + Default {
     const ROUTE_WORD: usize;
     /// Where [`Note`] stands, in words of eight bytes.
     const NOTE_WORD: usize;
+    /// Where the flags and [`Pending`] stand, in words of four bytes.
+    const PENDING_WORD: usize;
 
     /// An entry that rewrites packets to `written`.
     fn new(head: Head, written: &Self::Flow, flags: u32, backend: u32, service: u32) -> Self;
@@ -51,8 +53,10 @@ pub trait Entry: Copy + Default {
     fn set_note(&mut self, note: Note);
     /// Bits of [`flag`].
     fn flags(&self) -> u32;
-    /// Replaces the flags of a copy.
+    /// Replaces the flags of a copy, which has nothing pending any more.
     fn set_flags(&mut self, flags: u32);
+    /// Traffic that is not counted elsewhere yet.
+    fn pending(&self) -> Pending;
     /// Backend id.
     fn backend(&self) -> u32;
     /// Service-port id.
@@ -79,7 +83,7 @@ macro_rules! entry {
                 pub source_port: Be16,
                 /// Destination port to write.
                 pub destination_port: Be16,
-                /// Bits of [`flag`].
+                /// Bits of [`flag`], and [`Pending`].
                 pub flags: u32,
                 /// Backend id.
                 pub backend: u32,
@@ -104,7 +108,7 @@ macro_rules! entry {
                 pub service: u32,
                 /// Backend id.
                 pub backend: u32,
-                /// Bits of [`flag`].
+                /// Bits of [`flag`], and [`Pending`].
                 pub flags: u32,
                 /// Destination port to write.
                 pub destination_port: Be16,
@@ -118,12 +122,14 @@ macro_rules! entry {
         }
 
         const _: () = assert!(offset_of!($name, head) == 0);
+        const _: () = assert!(offset_of!($name, flags).is_multiple_of(size_of::<u32>()));
 
         impl Entry for $name {
             type Flow = $flow;
 
             const ROUTE_WORD: usize = offset_of!($name, route) / size_of::<u64>();
             const NOTE_WORD: usize = offset_of!($name, note) / size_of::<u64>();
+            const PENDING_WORD: usize = offset_of!($name, flags) / size_of::<u32>();
 
             #[inline(always)]
             fn new(head: Head, written: &$flow, flags: u32, backend: u32, service: u32) -> Self {
@@ -186,12 +192,17 @@ macro_rules! entry {
 
             #[inline(always)]
             fn flags(&self) -> u32 {
-                self.flags
+                self.flags & Pending::FLAGS
             }
 
             #[inline(always)]
             fn set_flags(&mut self, flags: u32) {
                 self.flags = flags;
+            }
+
+            #[inline(always)]
+            fn pending(&self) -> Pending {
+                Pending(self.flags)
             }
 
             #[inline(always)]

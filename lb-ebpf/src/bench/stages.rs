@@ -26,7 +26,7 @@ use crate::{
     frame::Frame,
     gate,
     packet::Packet,
-    path, removal, select, stats, words,
+    path, pending, removal, select, words,
 };
 
 #[btf_map]
@@ -67,7 +67,7 @@ fn walk<F: Frame>(ctx: &XdpContext, last: u32) -> u32 {
     let mut entry = MaybeUninit::uninit();
     // SAFETY: an entry of zeroes is valid.
     let entry = unsafe { words::zeroed::<F::Entry>(&mut entry) };
-    let found = established::find::<F>(packet, gate::read().route_generation(), entry);
+    let (found, _) = established::find::<F>(packet, gate::read().route_generation(), entry);
     if path::known_flow::<F>(packet, found, entry) != Step::MISS {
         return stage::ASTRAY;
     }
@@ -125,11 +125,12 @@ fn known<F: Frame>(ctx: *mut xdp_md, last: u32) -> u32 {
     // SAFETY: an entry of zeroes is valid.
     let entry = unsafe { words::zeroed::<F::Entry>(&mut entry) };
     let generation = gate::read().route_generation();
-    if established::find::<F>(packet, generation, entry) != Step::FORWARD {
+    let (Step::FORWARD, Some(place)) = established::find::<F>(packet, generation, entry) else {
         return stage::ASTRAY;
-    }
+    };
     if last == stage::COUNTED {
-        stats::forwarded(entry.service(), entry.backend(), false, packet.length);
+        // SAFETY: looked up just now.
+        unsafe { pending::forwarded::<F>(place, packet.length) };
     }
     last
 }

@@ -35,12 +35,13 @@ const REQUIRED: [&str; 9] = [
 ];
 
 /// A half as the new layout shall have it: the same flow, whose route is looked up at its next packet,
-/// since next hops and route generations are each layout's own. It is condemned no longer: the packet that
-/// takes the mark away may have met the old layout after the copy.
+/// since next hops and route generations are each layout's own, as is what was forwarded. It is condemned no
+/// longer: the packet that takes the mark away may have met the old layout after the copy.
 fn carried<E: Entry>(mut half: E, generation: u16) -> E {
     let head = half.head();
     half.set_head(head.touched(head.state() & !state::CONDEMNED, head.stamp()));
     half.set_route(Route::new(head.identity(), 0, 0, generation));
+    half.set_flags(half.flags());
     half
 }
 

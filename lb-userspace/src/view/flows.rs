@@ -7,7 +7,7 @@ use std::{
 
 use lb_common::{
     addr::Be16,
-    conntrack::{Entry4, Entry6, Head, Route, flag, state},
+    conntrack::{Entry as _, Entry4, Entry6, Head, Route, flag, state},
     flow::{Flow4, Flow6, protocol},
 };
 use serde::Serialize;
@@ -89,7 +89,7 @@ macro_rules! half {
                 },
                 head: Head(entry.head),
                 route: Route(entry.route),
-                flags: entry.flags,
+                flags: entry.flags(),
                 backend: entry.backend,
                 service: entry.service,
             }

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use lb_common::{
-    conntrack::{Entry4, Entry6},
+    conntrack::{Entry, Entry4, Entry6, flag},
     flow::{Flow4, Flow6},
     names,
     reason::Counter,
@@ -23,6 +23,28 @@ pub struct Counts {
     pub backends: BTreeMap<u32, Traffic>,
 }
 
+impl Counts {
+    fn add_pending(&mut self, entry: &impl Entry) {
+        let pending = Tally {
+            packets: entry.pending().packets().into(),
+            bytes: entry.pending().bytes().into(),
+        };
+        if pending == Tally::default() {
+            return;
+        }
+        for traffic in [
+            self.services.entry(entry.service()).or_default(),
+            self.backends.entry(entry.backend()).or_default(),
+        ] {
+            if entry.flags() & flag::REVERSE == 0 {
+                traffic.forward = sum(traffic.forward, pending);
+            } else {
+                traffic.reply = sum(traffic.reply, pending);
+            }
+        }
+    }
+}
+
 impl Lab {
     /// Packets counted so far under one counter.
     pub fn count(&self, counter: Counter) -> u64 {
@@ -37,8 +59,21 @@ impl Lab {
             .sum()
     }
 
-    /// Everything counted so far, summed over the CPUs; what is zero is left out.
+    /// Everything counted so far, summed over the CPUs, with what is pending in flows; what is zero is left
+    /// out.
     pub fn counts(&self) -> Counts {
+        let mut counts = self.handed_over();
+        for entry in self.flows4(names::FLOWS_V4).values() {
+            counts.add_pending(entry);
+        }
+        for entry in self.flows6(names::FLOWS_V6).values() {
+            counts.add_pending(entry);
+        }
+        counts
+    }
+
+    /// As [`Self::counts`], without what is pending.
+    pub fn handed_over(&self) -> Counts {
         Counts {
             counters: self.counters(),
             services: self.traffic(names::SERVICE_TRAFFIC),
