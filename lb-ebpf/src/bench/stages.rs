@@ -41,7 +41,11 @@ pub(crate) fn run(ctx: &XdpContext, case: &BenchCase) -> u32 {
         return bare(ctx.ctx, case.stage);
     }
     if case.stage == stage::FOUND || case.stage == stage::COUNTED {
-        return known::<V4>(ctx.ctx, case.stage);
+        return if case.flags & bench_flag::IPV6 != 0 {
+            known::<V6>(ctx.ctx, case.stage)
+        } else {
+            known::<V4>(ctx.ctx, case.stage)
+        };
     }
     if case.flags & bench_flag::IPV6 != 0 {
         walk::<V6>(ctx, case.stage)

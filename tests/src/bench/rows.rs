@@ -1,6 +1,6 @@
 //! Every row, by the tables it needs.
 
-use lb_common::{bench::stage, names};
+use lb_common::bench::stage;
 use lb_userspace::tables::Protocol;
 
 use super::{
@@ -11,12 +11,10 @@ use super::{
 };
 use crate::packet::packet;
 
+mod large;
+
 /// Flows promoted in a round: few enough for the LRU table to keep every one of them.
 const PROMOTED: u32 = 16_384;
-/// The most flows there are rows for.
-const MANY: u32 = 1 << 20;
-/// Numbers of services the same flows are spread over.
-const SERVICES: [u32; 4] = [1, 1_000, 10_000, 50_000];
 /// Numbers of flows.
 const HOT_AND_COLD: [u32; 2] = [1, FLOWS];
 const EVERY: [u32; 3] = [1, 1_024, FLOWS];
@@ -54,10 +52,7 @@ impl Draft {
 /// All rows; the first draft has the yardsticks.
 pub(super) fn drafts() -> Vec<Draft> {
     let mut drafts = vec![ordinary()];
-    drafts.extend(SERVICES.map(spread));
-    for v6 in [false, true] {
-        drafts.extend([Mode::Dnat, Mode::FullNat].map(|mode| crowd(v6, mode)));
-    }
+    large::push(&mut drafts);
     drafts
 }
 
@@ -126,6 +121,13 @@ fn established(draft: &mut Draft, v6: bool) {
             for flows in HOT_AND_COLD {
                 let row = Row::established(Program::Ingress, &group, reply, flows);
                 draft.rows.push(row);
+            }
+        }
+        if mode == Mode::Dnat {
+            // What the hash table takes of it.
+            for flows in EVERY {
+                let what = format!("flow found, {}", count(flows));
+                draft.rows.push(found(&group, &what, stage::FOUND, flows));
             }
         }
         if mode == Mode::FullNat {
@@ -294,98 +296,13 @@ fn stages(draft: &mut Draft) {
     }
 }
 
-/// The same flows over a number of services.
-fn spread(services: u32) -> Draft {
-    let mut draft = Draft {
-        sizes: Sizes {
-            maps: &[
-                (names::FLOWS_V6, 1_024),
-                (names::CLOSING_V6, 1_024),
-                (names::EMBRYONIC_V6, 1_024),
-            ],
-            snat_addresses: 4,
-            ..Sizes::default()
-        },
-        ..Draft::default()
-    };
-    let shape = |purpose| Shape {
-        services,
-        ..Shape::tcp(false, Mode::Dnat, purpose)
-    };
-    let point = |what: &str| Point {
-        picture: Picture::Services,
-        series: what.to_owned(),
-        x: services,
-    };
-    let over = match services {
-        1 => "1 service".to_owned(),
-        _ => format!("{services} services"),
-    };
-    let group = draft.group(shape(Purpose::Established));
-    let mut row = Row::established(Program::Xdp, &group, false, FLOWS);
-    row.name = format!("{} forward, 64k flows over {over}", label(&group));
-    row.point = Some(point("established"));
-    draft.rows.push(row);
-    // What of it depends on their number.
-    for (number, what) in [
-        (stage::FOUND, "flow found"),
-        (stage::COUNTED, "flow found, packet counted"),
-    ] {
-        let mut row = Row::established(Program::Stages, &group, false, FLOWS);
-        row.name = format!("{} {what}, 64k flows over {over}", label(&group));
-        row.proof = Proof::stage(u8::try_from(number).expect("few stages"), false);
-        row.stage = number;
-        row.point = Some(point(what));
-        draft.rows.push(row);
-    }
-    // Of the same services: many clients, one group of backends.
-    let newcomers = Group::new(0, shape(Purpose::New));
-    let proof = Proof::created(Program::Xdp);
-    let what = format!("new flow over {over}");
-    let mut row = Row::fresh(Program::Xdp, &what, &newcomers, proof);
-    row.target = Some(900);
-    row.point = Some(point("new flow"));
-    draft.rows.push(row);
-    draft
-}
-
-/// A million flows.
-fn crowd(v6: bool, mode: Mode) -> Draft {
-    // Three million entries for two million halves; ticks so long that all pass in one, and rounds too.
-    const ENTRIES: u32 = 3 << 20;
-    let maps: &[_] = if v6 {
-        &[
-            (names::FLOWS_V6, ENTRIES),
-            (names::FLOWS_V4, 1_024),
-            (names::CLOSING_V4, 1_024),
-            (names::SLOTS, 65_536),
-        ]
-    } else {
-        &[
-            (names::FLOWS_V4, ENTRIES),
-            (names::FLOWS_V6, 1_024),
-            (names::CLOSING_V6, 1_024),
-            (names::SLOTS, 65_536),
-        ]
-    };
-    let mut draft = Draft {
-        sizes: Sizes {
-            maps,
-            longer_ticks: 20,
-            snat_addresses: 64,
-        },
-        ..Draft::default()
-    };
-    let group = draft.group(Shape {
-        flows: MANY,
-        ..Shape::tcp(v6, mode, Purpose::Established)
-    });
-    for reply in [false, true] {
-        let mut row = Row::established(Program::Xdp, &group, reply, MANY);
-        row.point = (!reply).then(|| against_flows(&group, MANY));
-        draft.rows.push(row);
-    }
-    draft
+/// A part of what an established flow's packet takes.
+fn found(group: &Group, what: &str, number: u32, flows: u32) -> Row {
+    let mut row = Row::established(Program::Stages, group, false, flows);
+    row.name = format!("{} {what}", label(group));
+    row.proof = Proof::stage(u8::try_from(number).expect("few stages"), false);
+    row.stage = number;
+    row
 }
 
 fn up_to(group: &Group, stage: u32) -> Point {
