@@ -1,4 +1,4 @@
-//! `lb_expire`: the agent's way to end idle flows. The agent never writes a live entry; it hands this
+//! `lb_expire`: the agent's way to end idle flows, and to count what silent ones have pending. The agent never writes a live entry; it hands this
 //! program keys and the heads it read, and the program compares before it changes.
 //!
 //! The input is a packet: byte 0 the operation, byte 1 the family, byte 2 the number of records, eleven

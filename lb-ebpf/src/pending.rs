@@ -1,8 +1,8 @@
 //! What a half has forwarded, kept in its own entry until it is counted for its service port and backend.
 //! See [`Pending`].
 //!
-//! An element may become another flow's between the lookup and the count: a packet or two are then that
-//! flow's.
+//! An element may be taken out between the lookup and the count, and become another flow's: the packet is then
+//! lost to these counters, or that flow's. One at most for each CPU.
 
 use lb_common::conntrack::{Entry, Entry4, Entry6, Pending};
 

@@ -75,7 +75,7 @@ pub(crate) fn forwarded<E: Entry>(entry: &E, packets: u32, bytes: u32) {
     });
 }
 
-/// A change in the number of flows of a service port and a backend.
+/// Changes what is counted of a service port and a backend.
 #[inline(always)]
 pub(crate) fn flow(service: u32, backend: u32, change: impl Fn(&mut Traffic)) {
     for traffic in [

@@ -5,7 +5,7 @@
 //!           a packet meets a condemned half          ─▶ it lives again
 //! pass n+1: read a half that is still condemned      ─▶ delete (if the head is still the one read)
 //! any pass: read a half whose flow's time is over     ─▶ end it, whatever its state (see `drain.rs`)
-//!           read a silent half with traffic pending  ─▶ count it
+//!           read a silent half with traffic pending   ─▶ count it
 //! ```
 //! The agent never writes a flow: `lb_expire` does, so that a packet and the agent cannot both win.
 
@@ -56,8 +56,6 @@ pub struct Pass {
     pub deleted: u64,
     /// Halves ended, since the time of their flows with a backend that left was over.
     pub ended: u64,
-    /// Silent halves whose last traffic was counted.
-    pub counted: u64,
     /// What flows name.
     pub in_use: InUse,
     /// How many flows there are.
@@ -197,7 +195,7 @@ impl Expiry {
                     continue;
                 }
                 // A flow with packets in this tick counts its traffic itself.
-                if entry.pending().packets() != 0 && half.stamp() != now {
+                if entry.pending().packets() != 0 && ticks_since(now, half.stamp()) != 0 {
                     counted.push(R::new(*flow, half));
                 }
                 // The common case, without a look at the peer.
@@ -224,11 +222,11 @@ impl Expiry {
                 }
             }
         })?;
-        pass.counted += self.run(operation::COUNT, &counted)?;
         let ended = self.still_overdue(overdue, ended)?;
         pass.ended += self.run(operation::END, &ended)?;
         pass.deleted += self.run(operation::DELETE, &deleted)?;
         pass.condemned += self.run(operation::CONDEMN, &condemned)?;
+        self.run(operation::COUNT, &counted)?;
         failure.map_or(Ok(()), Err)
     }
 

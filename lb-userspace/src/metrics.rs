@@ -6,6 +6,9 @@
 //!
 //! # Traffic
 //!
+//! Packets and bytes of service ports and backends are handed over by each flow once a tick (about a
+//! second), and by the agent's expiry pass if it fell silent.
+//!
 //! Labels of a service port: `namespace`, `service`, `port` (its name), `protocol`, `family`. Labels of
 //! a backend: `address`, `port`; one (address, port) is one backend, however many service ports have
 //! it. `direction` is `forward`, from clients, or `reply`. Backends without any flow so far are left

@@ -38,20 +38,20 @@ pub fn now() -> Instant {
 }
 
 /// Asks until the answer is `Some`, at most for `limit`.
-///
-/// `what` completes the sentence "timed out waiting for ...".
-pub fn poll_until<T>(what: &str, limit: Duration, mut ask: impl FnMut() -> Option<T>) -> T {
+pub fn poll<T>(limit: Duration, mut ask: impl FnMut() -> Option<T>) -> Option<T> {
     let deadline = now() + limit;
     loop {
-        if let Some(answer) = ask() {
+        let answer = ask();
+        if answer.is_some() || now() > deadline {
             return answer;
         }
-        assert!(
-            now() < deadline,
-            "timed out after {limit:?} waiting for {what}"
-        );
         std::thread::sleep(Duration::from_millis(5));
     }
+}
+
+/// As [`poll`], and fails in the end: `what` completes the sentence "timed out waiting for ...".
+pub fn poll_until<T>(what: &str, limit: Duration, ask: impl FnMut() -> Option<T>) -> T {
+    poll(limit, ask).unwrap_or_else(|| panic!("timed out after {limit:?} waiting for {what}"))
 }
 
 /// A network namespace.

@@ -16,7 +16,7 @@ use nix::{
 pub use self::{
     contest::{Batch, Line, Race, asks, race, run, tells},
     invariants::{Found, check, forget},
-    records::{CONDEMN, DELETE, expiry},
+    records::{CONDEMN, COUNT, DELETE, expiry},
 };
 use crate::{
     netns,

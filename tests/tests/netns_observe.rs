@@ -8,7 +8,7 @@ use lb_tests::{
         Namespace,
         agent::Node,
         manifest::{ServiceManifest, service},
-        poll_until, serial,
+        poll, poll_until, serial,
         server::{Download, http},
         text,
         world::{VIP4, VIP6, World, backend4, backend6, vips},
@@ -153,18 +153,25 @@ fn health_and_metrics_of_a_running_agent() {
         .iter()
         .map(|vip| Download::start(&world.client, vip, "/stream/1000"))
         .collect();
-    let metrics = poll_until("flows in the metrics", PATIENCE, || {
+    // A flow hands its traffic over once a tick.
+    let mut missing = String::new();
+    let metrics = poll(PATIENCE, || {
         let metrics = scrape(lb);
         let active = metric(&metrics, "sluice_service_active_flows", "service=\"web\"");
-        (active == Some(2.0)).then_some(metrics)
+        if active != Some(2.0) {
+            missing = format!("active flows: {active:?}");
+            return None;
+        }
+        for (name, labels, least) in UNDER_TRAFFIC {
+            let value = metric(&metrics, name, labels);
+            if value.is_none_or(|value| value < *least) {
+                missing = format!("{name}{{{labels}}}: {value:?}");
+                return None;
+            }
+        }
+        Some(metrics)
     });
-    for (name, labels, least) in UNDER_TRAFFIC {
-        let value = metric(&metrics, name, labels);
-        assert!(
-            value.is_some_and(|value| value >= *least),
-            "{name}{{{labels}}}: {value:?}"
-        );
-    }
+    let metrics = metrics.unwrap_or_else(|| panic!("at last {missing}"));
     for (name, labels) in [
         ("sluice_map_read_failures", ""),
         ("sluice_apply_failures_total", ""),

@@ -6,8 +6,8 @@ use lb_common::{
 };
 use lb_tests::{
     book::{BOOKS, Book, TCP_BOOKS, UDP_BOOKS},
-    race::{Act, BATCH, Batch, Found, Line, Race, asks, perform, race, run, tells},
-    run::Verdict,
+    race::{Act, BATCH, Batch, COUNT, Found, Line, Race, asks, expiry, perform, race, run, tells},
+    run::{Lab, Verdict},
 };
 
 const ALL: usize = BATCH as usize;
@@ -293,6 +293,46 @@ fn a_full_table_takes_both_halves_or_none() {
                 Err(format!("{:?}", result.found))
             })
             .judge(|_, result| sent_alike(result, false))
+    });
+    run(races.collect());
+}
+
+/// Every packet that was sent is counted, once.
+fn counted(_: &Lab, batch: &Batch) -> Result<(), String> {
+    let sent = batch.count(Event::XdpForwarded) + batch.count(Event::TcxForwarded);
+    if batch.traffic == [sent; 2] {
+        return Ok(());
+    }
+    let traffic = batch.traffic;
+    Err(format!(
+        "{traffic:?} counted for services and backends, {sent} sent"
+    ))
+}
+
+#[test]
+fn packets_of_one_half_on_two_cpus_are_counted_once_each() {
+    let races = BOOKS.into_iter().flat_map(|book| {
+        let handshake = |line: &Line| line.handshake().to_vec();
+        let both = contest("many packets, both ways", book, handshake, |line| {
+            let question = vec![asks(&line.question()); 50];
+            let answer = vec![tells(&line.answer()); 50];
+            let mixed = question.iter().chain(&answer).cloned().collect();
+            [mixed, [question, answer].concat()]
+        });
+        let lines = lines(book);
+        let before: Vec<Act> = lines.iter().flat_map(Line::handshake).collect();
+        let questions: Vec<Act> = lines.iter().map(|line| asks(&line.question())).collect();
+        let name = format!("{}: packets and the agent's count", book.name());
+        let counts = race(name, Line::one_service(book), move |lab| {
+            perform(lab, &before);
+            let mut counts = expiry(lab, COUNT, |head| head);
+            let turn = |(number, question): (u16, &Act)| {
+                let count = counts.remove(&(10_000 + number)).expect("a flow");
+                [vec![count; 50], vec![question.clone(); 50]]
+            };
+            (0..).zip(&questions).map(turn).collect()
+        });
+        [both.judge(counted), counts.judge(counted)].map(|race| race.found(established(ALL)))
     });
     run(races.collect());
 }

@@ -68,6 +68,8 @@ fn the_first_packet_of_a_tick_hands_over_what_the_last_one_left() {
                     ask();
                     (handed_over(lab) > before).then_some(())
                 });
+                // That packet counts itself at once; what was there before it would stay.
+                assert_eq!(handed_over(lab), all(lab));
             })
     });
     run(cases.into());

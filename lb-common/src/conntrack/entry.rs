@@ -22,6 +22,8 @@ pub mod flag {
     /// A flow of the node's own stack, known there before its frontend was ours: every packet of it
     /// passes, and it never has a route.
     pub const PASS: u32 = 1 << 4;
+    /// All of them.
+    pub const ALL: u32 = REVERSE | FULL_NAT | HOST | LOCAL | PASS;
 }
 
 /// What the two entry types have in common. [`Head`] is the first word of either.

@@ -188,12 +188,12 @@ const FAMILIES: [Family; 2] = [Family::V4, Family::V6];
 const SERVICE_PACKETS: Metric = Metric {
     name: "service",
     unit: "packets",
-    help: "Packets of a service port, from clients (forward) and from backends (reply).",
+    help: "Packets of a service port, from clients (forward) and from backends (reply). Up to an expiry pass late.",
 };
 const SERVICE_BYTES: Metric = Metric {
     name: "service",
     unit: "bytes",
-    help: "Bytes of IP packet of a service port, from clients (forward) and from backends (reply).",
+    help: "Bytes of IP packet of a service port, from clients (forward) and from backends (reply). Up to an expiry pass late.",
 };
 const SERVICE_NEW: Metric = Metric {
     name: "service_new",
@@ -213,12 +213,12 @@ const SERVICE_ACTIVE: Metric = Metric {
 const BACKEND_PACKETS: Metric = Metric {
     name: "backend",
     unit: "packets",
-    help: "Packets of a backend, to it (forward) and from it (reply); backends without any are left out.",
+    help: "Packets of a backend, to it (forward) and from it (reply); backends without any are left out. Up to an expiry pass late.",
 };
 const BACKEND_BYTES: Metric = Metric {
     name: "backend",
     unit: "bytes",
-    help: "Bytes of IP packet of a backend, to it (forward) and from it (reply).",
+    help: "Bytes of IP packet of a backend, to it (forward) and from it (reply). Up to an expiry pass late.",
 };
 const BACKEND_NEW: Metric = Metric {
     name: "backend_new",

@@ -321,7 +321,7 @@ mod tests {
 
     use lb_common::{
         addr::Be16,
-        conntrack::{Head, Note},
+        conntrack::{Head, Note, Pending},
     };
 
     use super::*;
@@ -351,7 +351,7 @@ mod tests {
     }
 
     #[test]
-    fn everything_of_a_half_is_carried_but_its_route() {
+    fn everything_of_a_half_is_carried_but_its_route_and_what_is_pending() {
         let before = half(flag::FULL_NAT | flag::REVERSE);
         let after = carried(before, 41);
         assert_eq!(after.route(), Route::new(7, 0, 0, 41));
@@ -362,6 +362,9 @@ mod tests {
         let head = before.head();
         condemned.set_head(head.touched(head.state() | state::CONDEMNED, head.stamp()));
         assert_eq!(carried(condemned, 41), after);
+        let mut busy = before;
+        busy.flags += Pending::packet(60);
+        assert_eq!(carried(busy, 41), after);
     }
 
     #[test]

@@ -99,6 +99,10 @@ impl From<&Backend> for BackendLine {
 /// Every backend, by id.
 pub fn backends(contents: &Contents) -> Vec<Backend> {
     let tables = &contents.tables;
+    let mut traffic = contents.backend_traffic.clone();
+    for half in &contents.halves {
+        half.add_pending(traffic.entry(half.backend).or_default());
+    }
     let mut active: BTreeMap<u32, u64> = BTreeMap::new();
     for half in contents
         .halves

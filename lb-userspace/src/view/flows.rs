@@ -9,6 +9,7 @@ use lb_common::{
     addr::Be16,
     conntrack::{Entry as _, Entry4, Entry6, Head, Route, flag, state},
     flow::{Flow4, Flow6, protocol},
+    traffic::{Tally, Traffic},
 };
 use serde::Serialize;
 
@@ -67,6 +68,8 @@ pub struct Half {
     pub backend: u32,
     /// Service-port id.
     pub service: u32,
+    /// Traffic that `SERVICE_TRAFFIC` and `BACKEND_TRAFFIC` do not have yet.
+    pub pending: Tally,
 }
 
 macro_rules! half {
@@ -92,6 +95,10 @@ macro_rules! half {
                 flags: entry.flags(),
                 backend: entry.backend,
                 service: entry.service,
+                pending: Tally {
+                    packets: entry.pending().packets().into(),
+                    bytes: entry.pending().bytes().into(),
+                },
             }
         }
     };
@@ -104,6 +111,17 @@ impl Half {
     /// True for backend → client.
     pub const fn is_reverse(&self) -> bool {
         self.flags & flag::REVERSE != 0
+    }
+
+    /// Adds what is pending to the traffic of the half's service port or backend.
+    pub(super) const fn add_pending(&self, traffic: &mut Traffic) {
+        let tally = if self.is_reverse() {
+            &mut traffic.reply
+        } else {
+            &mut traffic.forward
+        };
+        tally.packets += self.pending.packets;
+        tally.bytes += self.pending.bytes;
     }
 }
 

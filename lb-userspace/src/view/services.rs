@@ -96,16 +96,16 @@ pub fn services(contents: &Contents) -> Vec<Service> {
         *local += usize::from(flags & member_flag::LOCAL != 0);
     }
     let active = active(&contents.halves);
+    let mut traffic = contents.service_traffic.clone();
+    for half in &contents.halves {
+        half.add_pending(traffic.entry(half.service).or_default());
+    }
     let mut services: Vec<Service> = tables
         .services
         .iter()
         .map(|(&id, record)| {
             let [cluster_backends, local_backends] = members.get(&id).copied().unwrap_or_default();
-            let traffic = contents
-                .service_traffic
-                .get(&id)
-                .copied()
-                .unwrap_or_default();
+            let traffic = traffic.get(&id).copied().unwrap_or_default();
             Service {
                 id,
                 name: record.name.clone(),

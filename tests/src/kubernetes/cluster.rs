@@ -23,18 +23,6 @@ use crate::{
 /// Long enough for anything a cluster does on a busy machine.
 pub const PATIENCE: Duration = Duration::from_mins(1);
 
-/// Asks until the answer is `Some`, at most for `limit`.
-pub fn poll<T>(limit: Duration, mut ask: impl FnMut() -> Option<T>) -> Option<T> {
-    let deadline = now() + limit;
-    loop {
-        let answer = ask();
-        if answer.is_some() || now() > deadline {
-            return answer;
-        }
-        std::thread::sleep(Duration::from_millis(20));
-    }
-}
-
 /// Does something when it is dropped, also when the test fails.
 pub struct Finally<F: FnMut()>(pub F);
 

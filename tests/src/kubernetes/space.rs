@@ -14,11 +14,11 @@ use serde_json::{Value, json};
 
 use super::{
     client::Answer,
-    cluster::{Cluster, PATIENCE, poll},
+    cluster::{Cluster, PATIENCE},
     load::{Load, Protocol},
     objects,
 };
-use crate::netns::{succeed, text};
+use crate::netns::{poll, succeed, text};
 
 /// How long Kubernetes' own controllers may take, also after an outage.
 const CONTROLLERS: Duration = Duration::from_mins(3);

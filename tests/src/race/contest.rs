@@ -158,6 +158,8 @@ pub struct Batch {
     pub found: Found,
     /// The outcomes of each turn.
     pub outcomes: Vec<Outcomes>,
+    /// Packets of service ports and of backends since the batch began, pending ones included.
+    pub traffic: [u64; 2],
     /// Events counted since the batch began.
     events: Vec<(Event, u64)>,
 }
@@ -248,7 +250,7 @@ impl Race {
         while began.elapsed() < patience() || turns == 0 {
             lab.apply(&self.tables.build(1));
             forget(lab);
-            let before = counts(lab);
+            let (before, traffic_before) = (counts(lab), traffic(lab));
             let batch = (self.prepare)(lab);
             let crowd = self.room.map(|room| Crowd::enter(lab, room));
             let (outcomes, met) = collide(lab.programs(), &batch);
@@ -261,9 +263,12 @@ impl Race {
             let events = events.iter().zip(before);
             let events = events.map(|(&(event, now), (_, then))| (event, now - then));
             let verdict = check(lab).and_then(|found| {
+                let [services, backends] = traffic_before;
+                let [services_now, backends_now] = traffic(lab);
                 let result = Batch {
                     found,
                     outcomes,
+                    traffic: [services_now - services, backends_now - backends],
                     events: events.collect(),
                 };
                 let mut judges = self.judges.iter();
@@ -295,6 +300,14 @@ fn counts(lab: &Lab) -> Vec<(Event, u64)> {
     events
         .map(|event| (*event, lab.count(Counter::Event(*event))))
         .collect()
+}
+
+fn traffic(lab: &Lab) -> [u64; 2] {
+    let counts = lab.counts();
+    [counts.services, counts.backends].map(|ids| {
+        let packets = ids.values().map(|it| it.forward.packets + it.reply.packets);
+        packets.sum()
+    })
 }
 
 /// Runs races one after the other, then tells of all that failed.

@@ -15,6 +15,8 @@ use crate::run::Lab;
 pub const CONDEMN: u8 = 1;
 /// Removes what is marked.
 pub const DELETE: u8 = 2;
+/// Counts what is pending.
+pub const COUNT: u8 = 4;
 
 /// A half in the bytes of a record, but for its head.
 struct Half {

@@ -5,12 +5,12 @@ use std::{net::IpAddr, time::Duration};
 
 use lb_tests::{
     kubernetes::{
-        cluster::{Cluster, PATIENCE, poll},
+        cluster::{Cluster, PATIENCE},
         load::Load,
         objects, say,
         space::{Pair, Space, new_vips},
     },
-    netns::{now, poll_until, text},
+    netns::{now, poll, poll_until, text},
 };
 use serde_json::{Value, json};
 
