@@ -17,6 +17,7 @@ use crate::{
     established::{head_of, snapshot},
     family::Family,
     flow_packet::{FlowPacket, Step},
+    removal::give_way,
     stats,
     subprogram::step,
     tables::{self, DEVICE_INDEX, DEVICES, NEXT_HOPS},
@@ -24,6 +25,10 @@ use crate::{
 
 /// Tuples tried before a flow is refused.
 const TRIES: u32 = 24;
+
+/// Ticks a closed flow rests at least before its tuple may become another's, where no other is free. A
+/// connection whose reset was no true one goes on meanwhile, and is closed no more.
+const REST: u32 = 2;
 
 /// First port a translated client may get where only the reply tuple must be unique (`dnat`).
 const FIRST_CLIENT_PORT: u32 = 1_024;
@@ -34,6 +39,8 @@ const FIRST_CLIENT_PORT: u32 = 1_024;
 struct Attempt<F: Family> {
     /// The tuple being tried, as the reply will carry it.
     key: F::Flow,
+    /// Head of the closed holder that was silent longest.
+    closed_head: u64,
     /// The entry that claims it: the reverse half.
     reply: F::Entry,
     /// The client's address.
@@ -50,6 +57,10 @@ struct Attempt<F: Family> {
     oldest_age: u32,
     /// The attempt that met it.
     oldest: u32,
+    /// Ticks the closed holder was silent; 0 if none was met.
+    closed_age: u32,
+    /// The attempt that met it.
+    closed: u32,
     /// The client's port.
     client_port: Be16,
     /// Keeps the struct free of padding.
@@ -90,6 +101,9 @@ fn claim<F: Family>(packet: &FlowPacket<F::Flow>, out: &mut F::Entry) -> Step {
     attempt.claimed = 0;
     attempt.oldest_age = 0;
     attempt.oldest = 0;
+    attempt.closed_age = 0;
+    attempt.closed = 0;
+    attempt.closed_head = 0;
     attempt.now = packet.now;
     if flags & flag::FULL_NAT != 0 {
         let Some(device) = device_of(out.route().next_hop() as u32) else {
@@ -113,7 +127,7 @@ fn claim<F: Family>(packet: &FlowPacket<F::Flow>, out: &mut F::Entry) -> Step {
     let Some(attempt) = self::attempt::<F>() else {
         return Step::refuse(Reason::BrokenTable);
     };
-    if attempt.claimed == 0 && !take_over::<F>(attempt) {
+    if attempt.claimed == 0 && !take_closed::<F>(attempt) && !take_over::<F>(attempt) {
         return Step::refuse(Reason::SnatExhausted);
     }
     let (route, note) = (out.route(), out.note());
@@ -243,11 +257,18 @@ extern "C" fn try_claim<F: Family>(number: u32, _context: *mut c_void) -> i64 {
         return 1;
     }
     if F::insert_embryonic(&attempt.key, &attempt.reply).is_ok() {
-        if F::established(&attempt.key).is_none() {
+        let Some(holder) = F::established(&attempt.key) else {
             attempt.claimed = 1;
             return 1;
-        }
+        };
         F::remove_embryonic(&attempt.key);
+        let holder = head_of(holder);
+        let age = ticks_since(attempt.now, holder.stamp());
+        if state::is_closed(holder.state()) && age >= REST && age > attempt.closed_age {
+            attempt.closed_age = age;
+            attempt.closed = number;
+            attempt.closed_head = holder.0;
+        }
     } else if let Some(holder) = F::embryonic(&attempt.key) {
         let holder = head_of(holder);
         let age = ticks_since(attempt.now, holder.stamp()) + 1;
@@ -259,7 +280,28 @@ extern "C" fn try_claim<F: Family>(number: u32, _context: *mut c_void) -> i64 {
     0
 }
 
-/// Every tuple tried is held: takes the oldest embryonic holder's. Its forward half then finds a
+/// Every tuple tried is held: takes that of the closed flow that was silent longest.
+#[inline(always)]
+fn take_closed<F: Family>(attempt: &mut Attempt<F>) -> bool {
+    if attempt.closed_age == 0 {
+        return false;
+    }
+    let closed = attempt.closed;
+    if !place::<F>(attempt, closed)
+        || !give_way::<F>(&attempt.key, Head(attempt.closed_head))
+        || F::insert_embryonic(&attempt.key, &attempt.reply).is_err()
+    {
+        return false;
+    }
+    // Insert, then look, as in [`try_claim`].
+    if F::established(&attempt.key).is_some() {
+        F::remove_embryonic(&attempt.key);
+        return false;
+    }
+    true
+}
+
+/// Every tuple tried is held, by no closed flow: takes the oldest embryonic holder's. Its forward half then finds a
 /// foreign identity and is dead.
 #[inline(always)]
 fn take_over<F: Family>(attempt: &mut Attempt<F>) -> bool {

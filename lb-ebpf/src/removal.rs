@@ -3,10 +3,10 @@
 
 use lb_common::{
     conntrack::{
-        self, Entry,
+        self, Entry, Head,
         state::{self, QUEUED},
     },
-    flow::Flow as _,
+    flow::{Flow as _, Flow4, Flow6},
     names::flow_use,
     reason::Event,
 };
@@ -157,6 +157,58 @@ fn retire_closed<F: Family>(now: u32) -> u32 {
         retired += 1;
     }
     retired
+}
+
+/// Takes a closed flow out of the table before its rest is over, for another needs its tuple: the flow whose
+/// half under `key` still has the head that was seen.
+///
+/// Verified once, see [`crate::subprogram`].
+#[inline(always)]
+pub(crate) fn give_way<F: Family>(key: &F::Flow, seen: Head) -> bool {
+    let key = core::ptr::from_ref(key);
+    let gone = if F::AF == AF_INET {
+        give_way_v4(key.cast(), seen.0)
+    } else {
+        give_way_v6(key.cast(), seen.0)
+    };
+    gone != 0
+}
+
+// SAFETY: nothing else in the object has this name.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn give_way_v4(key: *const Flow4, seen: u64) -> u32 {
+    // SAFETY: null or what the one caller borrowed; plain numbers. The verifier wants it looked at.
+    unsafe { key.as_ref() }.is_some_and(|key| leave::<V4>(key, Head(seen))) as u32
+}
+
+// SAFETY: as above.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn give_way_v6(key: *const Flow6, seen: u64) -> u32 {
+    // SAFETY: as above.
+    unsafe { key.as_ref() }.is_some_and(|key| leave::<V6>(key, Head(seen))) as u32
+}
+
+#[inline(always)]
+fn leave<F: Family>(key: &F::Flow, seen: Head) -> bool {
+    let Some(entry) = F::established(key) else {
+        return true;
+    };
+    // SAFETY: looked up just now. If the element serves another flow by now the exchange fails.
+    let peer = unsafe { &*entry }.written(key.protocol()).reversed();
+    // SAFETY: as above.
+    if !unsafe { exchange_head(entry, seen, seen.touched(state::DEAD, seen.stamp())) } {
+        return false;
+    }
+    // SAFETY: as above.
+    unsafe { pending::hand_over::<F>(entry) };
+    let own = F::remove_established(key) as u64;
+    let other = remove_half::<F>(&peer, seen.identity()) as u64;
+    let tcp = key.protocol() == lb_common::flow::protocol::TCP;
+    change_use::<F>(tcp, (own + other).wrapping_neg());
+    stats::event(Event::FlowRetired, 0);
+    true
 }
 
 /// Whether a queued flow is open again, as a half looked up just now says: its next close queues it again,

@@ -1,18 +1,19 @@
 //! SNAT addresses and ports: which are chosen, when they collide, and what happens on a miss.
 
-use std::{collections::BTreeSet, net::SocketAddr};
+use std::{collections::BTreeSet, net::SocketAddr, time::Duration};
 
 use lb_common::{
     names,
-    reason::{Event, Reason},
+    reason::{Counter, Event, Reason},
 };
 use lb_tests::{
     book::{BOOKS, TCP_BOOKS, towards},
     case::{Case, case, from, run},
     flows::{Conversation, Mode},
+    netns::poll_until,
     network::{INSIDE, OUTSIDE, Port},
     packet::packet,
-    run::Lab,
+    run::{Hook, Lab, Verdict},
 };
 use lb_userspace::refusals::Refused;
 
@@ -42,10 +43,10 @@ fn a_taken_client_port_is_replaced_by_a_free_one() {
                 .step(talk.request(&talk.first()).creates())
                 .then(move |lab| {
                     let outcome = match lab.hook() {
-                        lb_tests::run::Hook::Xdp => lab.xdp(&rival.bytes(), OUTSIDE),
+                        Hook::Xdp => lab.xdp(&rival.bytes(), OUTSIDE),
                         _ => lab.ingress(&rival.bytes(), OUTSIDE),
                     };
-                    assert_eq!(outcome.verdict, lb_tests::run::Verdict::Send);
+                    assert_eq!(outcome.verdict, Verdict::Send);
                     let ports = written_ports(lab);
                     assert!(ports.contains(&40_000) && ports.len() == 2, "{ports:?}");
                     assert!(ports.iter().all(|port| *port >= 1_024), "{ports:?}");
@@ -109,6 +110,50 @@ fn exhaustion_by_established_flows_is_counted() {
 }
 
 #[test]
+fn a_closed_holder_of_a_port_gives_it_up_after_a_moment() {
+    let cases = TCP_BOOKS.into_iter().flat_map(|book| {
+        let talk = Conversation::new(book, Mode::FullNat);
+        let rival = book.first(&book.far_client(40_000), &book.vip(443));
+        let fins = [
+            talk.request(&talk.question().flags(0x11)),
+            talk.reply(&talk.answer().flags(0x11))
+                .event(Event::FlowClosed),
+        ];
+        let reset = talk
+            .request(&talk.question().rst())
+            .event(Event::FlowClosed);
+        let ends = [("FIN", fins.to_vec()), ("RST", vec![reset])];
+        ends.map(|(what, end)| {
+            let rival = rival.clone();
+            case(format!("{}: {what}", book.name()), talk.tables())
+                .config(|config| config.tick_shift = 8)
+                .then(|lab| lab.snat_ports(40_000, 1))
+                .steps(talk.handshake())
+                .step(from(OUTSIDE, &rival).drops(Reason::SnatExhausted))
+                .steps(end)
+                // Its last packets may still be under way.
+                .step(from(OUTSIDE, &rival).drops(Reason::SnatExhausted))
+                .then(move |lab| {
+                    let retired = lab.count(Counter::Event(Event::FlowRetired));
+                    let bytes = rival.bytes();
+                    poll_until("the port", Duration::from_secs(10), || {
+                        let outcome = match lab.hook() {
+                            Hook::Xdp => lab.xdp(&bytes, OUTSIDE),
+                            _ => lab.ingress(&bytes, OUTSIDE),
+                        };
+                        (outcome.verdict == Verdict::Send).then_some(())
+                    });
+                    let more = lab.count(Counter::Event(Event::FlowRetired)) - retired;
+                    assert_eq!(more, 1, "flows retired");
+                    assert_eq!(written_ports(lab), [40_000].into());
+                })
+                .flows(0, 2)
+        })
+    });
+    run(cases.collect());
+}
+
+#[test]
 fn the_oldest_embryonic_holder_of_a_port_gives_it_up() {
     let cases: Vec<Case> = BOOKS
         .into_iter()
@@ -160,10 +205,10 @@ fn one_client_port_to_two_vips_meets_one_backend_twice() {
                 .step(talk.request(&talk.first()).creates())
                 .then(move |lab| {
                     let outcome = match lab.hook() {
-                        lb_tests::run::Hook::Xdp => lab.xdp(&first.bytes(), OUTSIDE),
+                        Hook::Xdp => lab.xdp(&first.bytes(), OUTSIDE),
                         _ => lab.ingress(&first.bytes(), OUTSIDE),
                     };
-                    assert_eq!(outcome.verdict, lb_tests::run::Verdict::Send);
+                    assert_eq!(outcome.verdict, Verdict::Send);
                     let ports = written_ports(lab);
                     assert!(ports.contains(&40_000) && ports.len() == 2, "{ports:?}");
                 })

@@ -51,6 +51,7 @@ fn the_first_packet_of_a_tick_hands_over_what_the_last_one_left() {
         let talk = Conversation::new(book, Mode::FullNat);
         let question = talk.question().bytes();
         case(format!("{}: two ticks", talk.name()), talk.tables())
+            .config(|config| config.tick_shift = 8)
             .only(Hook::Xdp)
             .steps(talk.handshake())
             .then(move |lab| {
