@@ -305,6 +305,24 @@ pub const fn step(own: u8, peer: u8, segment: Segment, plausible: bool) -> (u8, 
     }
 }
 
+/// Ticks a flow closed by two FINs keeps its tuple from others who find no other.
+pub const REST_CLOSED: u32 = 3;
+
+/// The same after a reset: if it was no true one, the connection goes on meanwhile and is closed no more.
+pub const REST_RESET: u32 = 15;
+
+/// Whether a half may leave for another flow that needs its tuple: it is closed, and was met by nobody for
+/// long enough, nor closed since.
+#[inline(always)]
+pub const fn gives_way(head: Head, now: u32) -> bool {
+    let rest = match state::base(head.state()) {
+        state::CLOSED => REST_CLOSED,
+        state::RESET => REST_RESET,
+        _ => return false,
+    };
+    ticks_since(now, head.stamp()) >= rest
+}
+
 /// Furthest distance of an RST's sequence number from the peer's noted acknowledgement, in bytes, while
 /// the peer sends: the note is up to a tick old, hence not the receive window but what a tick can carry.
 pub const RESET_WINDOW_BUSY: u32 = 1 << 28;
@@ -354,6 +372,22 @@ mod tests {
         assert_eq!(ticks_since(7, 7), 0);
         assert_eq!(ticks_since(10, 11), 0);
         assert_eq!(ticks_since(0x00ff_ffff, 0), 0);
+    }
+
+    #[test]
+    fn only_what_is_closed_and_has_rested_gives_way() {
+        for (name, state, ticks, expected) in [
+            ("open, silent for long", ESTABLISHED, 1_000, false),
+            ("half closed", FIN, 1_000, false),
+            ("dead", state::DEAD, 1_000, false),
+            ("closed just now", CLOSED, REST_CLOSED - 1, false),
+            ("closed", CLOSED | state::QUEUED, REST_CLOSED, true),
+            ("reset just now", RESET, REST_RESET - 1, false),
+            ("reset", RESET | CONDEMNED, REST_RESET, true),
+        ] {
+            let head = Head::new(1, state, 0x00ff_fff0);
+            assert_eq!(gives_way(head, 0x00ff_fff0 + ticks), expected, "{name}");
+        }
     }
 
     #[test]

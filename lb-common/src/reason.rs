@@ -62,7 +62,7 @@ counted! {
         SnatMiss = 11: "snat_miss",
         /// A reply of a gateway backend which no flow knows.
         GatewayMiss = 12: "gateway_miss",
-        /// Every SNAT port tried was taken.
+        /// Every SNAT port tried was taken, by flows that do not give it up.
         SnatExhausted = 13: "snat_exhausted",
         /// No SNAT address for the device the packet must leave by.
         NoSnatAddress = 14: "no_snat_address",

@@ -5,7 +5,7 @@ use core::ffi::c_void;
 use aya_ebpf::helpers::generated::{bpf_get_prandom_u32, bpf_loop};
 use lb_common::{
     addr::Be16,
-    conntrack::{Entry as _, Head, Note, Route, flag, state, ticks_since},
+    conntrack::{Entry as _, Head, Note, Route, flag, gives_way, state, ticks_since},
     device::Device,
     flow::Flow as _,
     maglev,
@@ -25,10 +25,6 @@ use crate::{
 
 /// Tuples tried before a flow is refused.
 const TRIES: u32 = 24;
-
-/// Ticks a closed flow rests at least before its tuple may become another's, where no other is free. A
-/// connection whose reset was no true one goes on meanwhile, and is closed no more.
-const REST: u32 = 2;
 
 /// First port a translated client may get where only the reply tuple must be unique (`dnat`).
 const FIRST_CLIENT_PORT: u32 = 1_024;
@@ -261,10 +257,10 @@ extern "C" fn try_claim<F: Family>(number: u32, _context: *mut c_void) -> i64 {
             attempt.claimed = 1;
             return 1;
         };
-        F::remove_embryonic(&attempt.key);
         let holder = head_of(holder);
+        forget::<F>(&attempt.key, attempt.reply.head().identity());
         let age = ticks_since(attempt.now, holder.stamp());
-        if state::is_closed(holder.state()) && age >= REST && age > attempt.closed_age {
+        if gives_way(holder, attempt.now) && age > attempt.closed_age {
             attempt.closed_age = age;
             attempt.closed = number;
             attempt.closed_head = holder.0;
@@ -288,20 +284,20 @@ fn take_closed<F: Family>(attempt: &mut Attempt<F>) -> bool {
     }
     let closed = attempt.closed;
     if !place::<F>(attempt, closed)
-        || !give_way::<F>(&attempt.key, Head(attempt.closed_head))
+        || !give_way::<F>(&attempt.key, Head(attempt.closed_head), attempt.now)
         || F::insert_embryonic(&attempt.key, &attempt.reply).is_err()
     {
         return false;
     }
     // Insert, then look, as in [`try_claim`].
     if F::established(&attempt.key).is_some() {
-        F::remove_embryonic(&attempt.key);
+        forget::<F>(&attempt.key, attempt.reply.head().identity());
         return false;
     }
     true
 }
 
-/// Every tuple tried is held, by no closed flow: takes the oldest embryonic holder's. Its forward half then finds a
+/// Every tuple tried is held, and no closed flow gives way: takes the oldest embryonic holder's. Its forward half then finds a
 /// foreign identity and is dead.
 #[inline(always)]
 fn take_over<F: Family>(attempt: &mut Attempt<F>) -> bool {

@@ -332,7 +332,13 @@ fn change_states<F: Family>(packet: &FlowPacket<F::Flow>, found: &mut F::Entry) 
         };
         let (own_mark, peer_mark) = if reverse { (0, mark) } else { (mark, 0) };
         let own_new = own.touched(own_after | own_mark, packet.now);
-        let peer_new = head.touched(peer_after | peer_mark, head.stamp());
+        // What closes rests from now on, however long it was silent.
+        let peer_stamp = if state::is_closed(peer_after) && !state::is_closed(head.state()) {
+            packet.now
+        } else {
+            head.stamp()
+        };
+        let peer_new = head.touched(peer_after | peer_mark, peer_stamp);
         // SAFETY: looked up just now; fails if the half changed or serves another flow by now.
         if own_new != own && !unsafe { exchange_head(entry, own, own_new) } {
             continue;

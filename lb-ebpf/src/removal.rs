@@ -1,5 +1,5 @@
 //! How flows leave `FLOWS_*`: whoever takes a half out marks it dead first, so that nobody else does, and
-//! closed flows retire when new ones come.
+//! closed flows retire when new ones come, sooner where one needs their tuple.
 
 use lb_common::{
     conntrack::{
@@ -160,16 +160,16 @@ fn retire_closed<F: Family>(now: u32) -> u32 {
 }
 
 /// Takes a closed flow out of the table before its rest is over, for another needs its tuple: the flow whose
-/// half under `key` still has the head that was seen.
+/// half under `key` still has the head that was seen, and whose other half gives way too.
 ///
 /// Verified once, see [`crate::subprogram`].
 #[inline(always)]
-pub(crate) fn give_way<F: Family>(key: &F::Flow, seen: Head) -> bool {
+pub(crate) fn give_way<F: Family>(key: &F::Flow, seen: Head, now: u32) -> bool {
     let key = core::ptr::from_ref(key);
     let gone = if F::AF == AF_INET {
-        give_way_v4(key.cast(), seen.0)
+        give_way_v4(key.cast(), seen.0, now)
     } else {
-        give_way_v6(key.cast(), seen.0)
+        give_way_v6(key.cast(), seen.0, now)
     };
     gone != 0
 }
@@ -177,26 +177,32 @@ pub(crate) fn give_way<F: Family>(key: &F::Flow, seen: Head) -> bool {
 // SAFETY: nothing else in the object has this name.
 #[unsafe(no_mangle)]
 #[inline(never)]
-extern "C" fn give_way_v4(key: *const Flow4, seen: u64) -> u32 {
+extern "C" fn give_way_v4(key: *const Flow4, seen: u64, now: u32) -> u32 {
     // SAFETY: null or what the one caller borrowed; plain numbers. The verifier wants it looked at.
-    unsafe { key.as_ref() }.is_some_and(|key| leave::<V4>(key, Head(seen))) as u32
+    unsafe { key.as_ref() }.is_some_and(|key| leave::<V4>(key, Head(seen), now)) as u32
 }
 
 // SAFETY: as above.
 #[unsafe(no_mangle)]
 #[inline(never)]
-extern "C" fn give_way_v6(key: *const Flow6, seen: u64) -> u32 {
+extern "C" fn give_way_v6(key: *const Flow6, seen: u64, now: u32) -> u32 {
     // SAFETY: as above.
-    unsafe { key.as_ref() }.is_some_and(|key| leave::<V6>(key, Head(seen))) as u32
+    unsafe { key.as_ref() }.is_some_and(|key| leave::<V6>(key, Head(seen), now)) as u32
 }
 
 #[inline(always)]
-fn leave<F: Family>(key: &F::Flow, seen: Head) -> bool {
+fn leave<F: Family>(key: &F::Flow, seen: Head, now: u32) -> bool {
     let Some(entry) = F::established(key) else {
         return true;
     };
     // SAFETY: looked up just now. If the element serves another flow by now the exchange fails.
     let peer = unsafe { &*entry }.written(key.protocol()).reversed();
+    if let Some(other) = F::established(&peer) {
+        let other = head_of(other);
+        if other.identity() == seen.identity() && !conntrack::gives_way(other, now) {
+            return false;
+        }
+    }
     // SAFETY: as above.
     if !unsafe { exchange_head(entry, seen, seen.touched(state::DEAD, seen.stamp())) } {
         return false;

@@ -217,7 +217,7 @@ pub struct Timeouts {
     pub udp: Duration,
     /// `timeouts.embryonic`: idle time of a flow that has not proved itself.
     pub embryonic: Duration,
-    /// `timeouts.closed`: how long a closed tuple rests.
+    /// `timeouts.closed`: how long a closed tuple rests; less where a new flow needs it, or its place.
     pub closed: Duration,
 }
 

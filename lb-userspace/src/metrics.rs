@@ -38,7 +38,8 @@
 //!
 //! New TCP flows are refused while all entries of a family exceed the limit of `protocol="TCP"`, new
 //! UDP flows while those of UDP exceed the limit of `protocol="UDP"`. An SNAT port serves one flow to
-//! each backend: an address is exhausted for a backend when `busiest_backend` reaches `capacity`. Next
+//! each backend: an address is exhausted for a backend when `busiest_backend` reaches
+//! `capacity`; closed flows, which give their port to whoever needs it, are left out. Next
 //! hops are the map `next_hop_index`. The agent warns of a table that reaches 80 % of its limit.
 //!
 //! # The agent

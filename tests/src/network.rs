@@ -178,6 +178,10 @@ pub fn in_network(test: impl FnOnce() + Send + 'static) {
         .clone();
     jobs.send((Box::new(test), done)).expect("the worker lives");
     if let Err(panic) = outcome.recv().expect("the network can be built") {
+        // What the worker prints is kept with the test that came first.
+        let words = panic.downcast_ref::<String>().map(String::as_str);
+        let words = words.or_else(|| panic.downcast_ref::<&str>().copied());
+        eprintln!("{}", words.unwrap_or("a panic without words"));
         std::panic::resume_unwind(panic);
     }
 }

@@ -3,19 +3,20 @@
 use std::{collections::BTreeSet, net::SocketAddr, time::Duration};
 
 use lb_common::{
+    conntrack::{REST_RESET, ticks_since},
     names,
     reason::{Counter, Event, Reason},
 };
 use lb_tests::{
-    book::{BOOKS, TCP_BOOKS, towards},
+    book::{BOOKS, Book, TCP_BOOKS, towards},
     case::{Case, case, from, run},
     flows::{Conversation, Mode},
     netns::poll_until,
     network::{INSIDE, OUTSIDE, Port},
-    packet::packet,
+    packet::{Packet, packet},
     run::{Hook, Lab, Verdict},
 };
-use lb_userspace::refusals::Refused;
+use lb_userspace::{preflight, refusals::Refused};
 
 /// The source ports all embryonic forward halves write.
 fn written_ports(lab: &Lab) -> BTreeSet<u16> {
@@ -109,39 +110,60 @@ fn exhaustion_by_established_flows_is_counted() {
     run(cases);
 }
 
+/// Ticks of a fraction of a second.
+fn short_ticks() -> u32 {
+    let hertz = preflight::jiffies_per_second().expect("a coarse clock");
+    preflight::tick_shift(hertz) - 2
+}
+
+/// The same flow's port is the only one, and a rival's SYN wants it.
+fn contested(book: Book, what: &str) -> (Case, Conversation, Packet) {
+    let talk = Conversation::new(book, Mode::FullNat);
+    let rival = book.first(&book.far_client(40_000), &book.vip(443));
+    let begun = case(format!("{}: {what}", book.name()), talk.tables())
+        .only(Hook::Xdp)
+        .config(|config| config.tick_shift = short_ticks())
+        .then(|lab| lab.snat_ports(40_000, 1))
+        .steps(talk.handshake())
+        .step(from(OUTSIDE, &rival).drops(Reason::SnatExhausted));
+    (begun, talk, rival)
+}
+
+fn wait_ticks(lab: &Lab, ticks: u32) {
+    let start = lab.tick();
+    poll_until("ticks", Duration::from_secs(30), || {
+        (ticks_since(lab.tick(), start) >= ticks).then_some(())
+    });
+}
+
 #[test]
-fn a_closed_holder_of_a_port_gives_it_up_after_a_moment() {
+fn a_closed_holder_of_a_port_gives_it_up_once_it_has_rested() {
     let cases = TCP_BOOKS.into_iter().flat_map(|book| {
-        let talk = Conversation::new(book, Mode::FullNat);
-        let rival = book.first(&book.far_client(40_000), &book.vip(443));
-        let fins = [
-            talk.request(&talk.question().flags(0x11)),
-            talk.reply(&talk.answer().flags(0x11))
-                .event(Event::FlowClosed),
-        ];
-        let reset = talk
-            .request(&talk.question().rst())
-            .event(Event::FlowClosed);
-        let ends = [("FIN", fins.to_vec()), ("RST", vec![reset])];
-        ends.map(|(what, end)| {
-            let rival = rival.clone();
-            case(format!("{}: {what}", book.name()), talk.tables())
-                .config(|config| config.tick_shift = 8)
-                .then(|lab| lab.snat_ports(40_000, 1))
-                .steps(talk.handshake())
-                .step(from(OUTSIDE, &rival).drops(Reason::SnatExhausted))
-                .steps(end)
+        ["FIN", "RST", "RST after a long silence"].map(|what| {
+            let (begun, talk, rival) = contested(book, what);
+            let fins = [
+                talk.request(&talk.question().flags(0x11)),
+                talk.reply(&talk.answer().flags(0x11))
+                    .event(Event::FlowClosed),
+            ];
+            let reset = talk
+                .request(&talk.question().rst())
+                .event(Event::FlowClosed);
+            let ended = match what {
+                "FIN" => begun.steps(fins),
+                "RST" => begun.step(reset),
+                _ => begun
+                    .then(|lab| wait_ticks(lab, REST_RESET + 1))
+                    .step(reset),
+            };
+            ended
                 // Its last packets may still be under way.
                 .step(from(OUTSIDE, &rival).drops(Reason::SnatExhausted))
                 .then(move |lab| {
                     let retired = lab.count(Counter::Event(Event::FlowRetired));
                     let bytes = rival.bytes();
-                    poll_until("the port", Duration::from_secs(10), || {
-                        let outcome = match lab.hook() {
-                            Hook::Xdp => lab.xdp(&bytes, OUTSIDE),
-                            _ => lab.ingress(&bytes, OUTSIDE),
-                        };
-                        (outcome.verdict == Verdict::Send).then_some(())
+                    poll_until("the port", Duration::from_secs(30), || {
+                        (lab.xdp(&bytes, OUTSIDE).verdict == Verdict::Send).then_some(())
                     });
                     let more = lab.count(Counter::Event(Event::FlowRetired)) - retired;
                     assert_eq!(more, 1, "flows retired");
@@ -149,6 +171,24 @@ fn a_closed_holder_of_a_port_gives_it_up_after_a_moment() {
                 })
                 .flows(0, 2)
         })
+    });
+    run(cases.collect());
+}
+
+#[test]
+fn a_flow_whose_reset_was_no_true_one_keeps_its_port() {
+    let cases = TCP_BOOKS.into_iter().map(|book| {
+        let (begun, talk, rival) = contested(book, "false RST");
+        let reset = talk
+            .request(&talk.question().rst())
+            .event(Event::FlowClosed);
+        begun
+            .step(reset)
+            .step(talk.reply(&talk.answer()))
+            .then(|lab| wait_ticks(lab, REST_RESET + 1))
+            .step(from(OUTSIDE, &rival).drops(Reason::SnatExhausted))
+            .step(talk.request(&talk.question()))
+            .flows(2, 0)
     });
     run(cases.collect());
 }
@@ -230,7 +270,7 @@ fn a_miss_on_an_snat_address_is_dropped_and_counted() {
 
 #[test]
 fn a_gateway_backends_answer_without_a_flow_is_dropped() {
-    let stray = |book: lb_tests::book::Book, port: Port| {
+    let stray = |book: Book, port: Port| {
         let source = book.backend(5, 8443);
         let packet = book.second(&source, &book.client(50_000));
         from(port, &packet)
