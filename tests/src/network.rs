@@ -11,6 +11,7 @@
 //! `2001:db8:c::/64` behind lb1, pod0 and slim0.
 
 use std::{
+    any::Any,
     fmt::Write as _,
     io::Write as _,
     process::Stdio,
@@ -179,11 +180,16 @@ pub fn in_network(test: impl FnOnce() + Send + 'static) {
     jobs.send((Box::new(test), done)).expect("the worker lives");
     if let Err(panic) = outcome.recv().expect("the network can be built") {
         // What the worker prints is kept with the test that came first.
-        let words = panic.downcast_ref::<String>().map(String::as_str);
-        let words = words.or_else(|| panic.downcast_ref::<&str>().copied());
-        eprintln!("{}", words.unwrap_or("a panic without words"));
+        eprintln!("{}", words_of(&*panic));
         std::panic::resume_unwind(panic);
     }
+}
+
+/// What a panic said.
+pub fn words_of(panic: &(dyn Any + Send)) -> &str {
+    let words = panic.downcast_ref::<String>().map(String::as_str);
+    let words = words.or_else(|| panic.downcast_ref::<&str>().copied());
+    words.unwrap_or("a panic without words")
 }
 
 fn build() {

@@ -9,7 +9,7 @@ use super::{Act, BATCH, Found, Outcomes, check, collide, crowd::Crowd, forget, f
 use crate::{
     book::{Book, to_client, towards},
     netns,
-    network::{INSIDE, OUTSIDE, in_network},
+    network::{INSIDE, OUTSIDE, in_network, words_of},
     packet::Packet,
     run::{CONFIG, Hook, Lab, with_lab},
     tables::Tables,
@@ -263,12 +263,15 @@ impl Race {
             let events = events.iter().zip(before);
             let events = events.map(|(&(event, now), (_, then))| (event, now - then));
             let verdict = check(lab).and_then(|found| {
-                let [services, backends] = traffic_before;
                 let [services_now, backends_now] = traffic(lab);
+                // An id that is used again begins at zero.
+                let [services, backends] = traffic_before;
+                let services = services_now.saturating_sub(services);
+                let backends = backends_now.saturating_sub(backends);
                 let result = Batch {
                     found,
                     outcomes,
-                    traffic: [services_now - services, backends_now - backends],
+                    traffic: [services, backends],
                     events: events.collect(),
                 };
                 let mut judges = self.judges.iter();
@@ -319,8 +322,7 @@ pub fn run(races: Vec<Race>) {
             with_lab(&race.config, Hook::Xdp, |lab| {
                 let run = std::panic::AssertUnwindSafe(|| race.run(lab));
                 if let Err(panic) = std::panic::catch_unwind(run) {
-                    let text = panic.downcast_ref::<String>().cloned();
-                    failures.push(text.unwrap_or_else(|| format!("{}: panicked", race.name)));
+                    failures.push(format!("{}: {}", race.name, words_of(&*panic)));
                 }
             });
         }
