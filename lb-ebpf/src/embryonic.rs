@@ -15,7 +15,7 @@ use crate::{
     family::{Family, entries_in_use},
     flow_packet::{FlowPacket, Step},
     gate,
-    removal::{change_use, holds, remove_half},
+    removal::{change_use, holds, withdraw_half},
     serving::{may_stay, serves_still},
     stats,
     subprogram::step,
@@ -242,7 +242,7 @@ fn promote<F: Family>(packet: &FlowPacket<F::Flow>, out: &mut F::Entry, reply_ke
     }
     if F::insert_established(&packet.flow, out).is_err() {
         // One half alone is worse than none.
-        remove_half::<F>(reply_key, identity);
+        withdraw_half::<F>(reply_key, identity);
         stats::event(Event::PromotionFailed, packet.length);
         return;
     }

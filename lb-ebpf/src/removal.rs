@@ -45,7 +45,22 @@ pub(crate) fn remove_halves<F: Family>(
 
 /// Takes a half out of the table if it is this flow's and nobody else does. `FLOW_USE` is the caller's.
 #[inline(always)]
-pub(crate) fn remove_half<F: Family>(key: &F::Flow, identity: u32) -> bool {
+fn remove_half<F: Family>(key: &F::Flow, identity: u32) -> bool {
+    take_out::<F>(key, identity, |entry| {
+        // SAFETY: looked up by the caller.
+        unsafe { pending::hand_over::<F>(entry) };
+    })
+}
+
+/// The same for a half that was put there just now: it has nothing pending, or a packet of another CPU, which
+/// is not worth a frame of the stack.
+#[inline(always)]
+pub(crate) fn withdraw_half<F: Family>(key: &F::Flow, identity: u32) -> bool {
+    take_out::<F>(key, identity, |_| {})
+}
+
+#[inline(always)]
+fn take_out<F: Family>(key: &F::Flow, identity: u32, count: impl FnOnce(*mut F::Entry)) -> bool {
     let Some(entry) = F::established(key) else {
         return false;
     };
@@ -56,8 +71,7 @@ pub(crate) fn remove_half<F: Family>(key: &F::Flow, identity: u32) -> bool {
         }
         // SAFETY: looked up just now.
         if unsafe { exchange_head(entry, head, head.touched(state::DEAD, head.stamp())) } {
-            // SAFETY: as above.
-            unsafe { pending::hand_over::<F>(entry) };
+            count(entry);
             return F::remove_established(key);
         }
     }
