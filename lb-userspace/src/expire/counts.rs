@@ -79,13 +79,10 @@ impl FlowCounts {
         flow: &F,
         entry: &impl Entry<Flow = F>,
     ) {
-        let is_closed = state::is_closed(entry.head().state());
-        if is_closed {
+        if state::is_closed(entry.head().state()) {
             let Address(address) = flow.source().into();
             *of(&mut self.closed, Family::of(address)) += 1;
-        }
-        // A closed flow gives its SNAT port to whoever needs it.
-        if is_closed {
+            // It gives its SNAT port to whoever needs it.
             return;
         }
         if entry.flags() & flag::REVERSE != 0 {
