@@ -7,7 +7,7 @@ use std::{
     net::{IpAddr, SocketAddr, UdpSocket},
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicU16, Ordering},
     },
     thread::JoinHandle,
     time::Duration,
@@ -22,6 +22,10 @@ const PAUSE: Duration = Duration::from_millis(100);
 const PATIENCE: Duration = Duration::from_secs(1);
 /// Datagrams in a row without an answer that end a conversation.
 const MOST_LOST: u32 = 5;
+
+/// The next conversation's own port. It is below those that the kernel gives out: a port that a short request had
+/// is for a while still a connection of whoever balanced that request.
+static NEXT_PORT: AtomicU16 = AtomicU16::new(10_000);
 
 /// Conversations, until it is dropped.
 #[derive(Debug)]
@@ -118,7 +122,8 @@ impl Sessions {
 impl Session {
     fn start(place: &Place, server: SocketAddr) -> Self {
         let opened = place.inside(|| {
-            let socket = UdpSocket::bind(any(server.ip()))?;
+            let port = NEXT_PORT.fetch_add(1, Ordering::Relaxed);
+            let socket = UdpSocket::bind((any(server.ip()).ip(), port))?;
             socket.connect(server)?;
             socket.set_read_timeout(Some(PATIENCE))?;
             let first = poll_until("the first answer", PATIENCE * 5, || ask(&socket, 0).ok());
