@@ -154,15 +154,16 @@ fn insert<F: Family>(packet: &FlowPacket<F::Flow>, out: &mut F::Entry) -> Step {
     let identity = out.head().identity();
     let reply_key = out.written(packet.protocol()).reversed();
     let winner;
-    if F::insert_embryonic(&packet.flow, out).is_ok() {
+    if insert_after::<F>(&packet.flow, out) {
         // As for the reply tuple, insert, then look: the flow may have been made and promoted meanwhile.
-        winner = living::<F>(&packet.flow);
+        winner = living(F::established(&packet.flow));
         if winner.is_some() {
             forget::<F>(&packet.flow, identity);
         }
     } else {
         // Another CPU made this flow first.
-        winner = F::embryonic(&packet.flow).or_else(|| living::<F>(&packet.flow));
+        winner =
+            living(F::embryonic(&packet.flow)).or_else(|| living(F::established(&packet.flow)));
         if winner.is_none() {
             forget::<F>(&reply_key, identity);
             return Step::refuse(Reason::InsertFailed);
@@ -185,10 +186,25 @@ fn insert<F: Family>(packet: &FlowPacket<F::Flow>, out: &mut F::Entry) -> Step {
     }
 }
 
-/// The established entry under a key, unless it is about to leave.
+/// Inserts a half unless a living one has its key. A dead one keeps the key until the CPU that marked it takes
+/// it out: that is the next it does, so a few looks outlast it.
 #[inline(always)]
-fn living<F: Family>(key: &F::Flow) -> Option<*mut F::Entry> {
-    F::established(key).filter(|entry| head_of(*entry).state() != state::DEAD)
+fn insert_after<F: Family>(key: &F::Flow, half: &F::Entry) -> bool {
+    for _ in 0..8 {
+        if F::insert_embryonic(key, half).is_ok() {
+            return true;
+        }
+        if living(F::embryonic(key)).is_some() {
+            break;
+        }
+    }
+    false
+}
+
+/// An entry that was looked up just now, unless it is about to leave.
+#[inline(always)]
+fn living<E>(entry: Option<*mut E>) -> Option<*mut E> {
+    entry.filter(|entry| head_of(*entry).state() != state::DEAD)
 }
 
 #[inline(always)]
@@ -265,7 +281,7 @@ extern "C" fn try_claim<F: Family>(number: u32, _context: *mut c_void) -> i64 {
             attempt.closed = number;
             attempt.closed_head = holder.0;
         }
-    } else if let Some(holder) = F::embryonic(&attempt.key) {
+    } else if let Some(holder) = living(F::embryonic(&attempt.key)) {
         let holder = head_of(holder);
         let age = ticks_since(attempt.now, holder.stamp()) + 1;
         if age > attempt.oldest_age {
@@ -283,39 +299,42 @@ fn take_closed<F: Family>(attempt: &mut Attempt<F>) -> bool {
         return false;
     }
     let closed = attempt.closed;
-    if !place::<F>(attempt, closed)
-        || !give_way::<F>(&attempt.key, Head(attempt.closed_head), attempt.now)
-        || F::insert_embryonic(&attempt.key, &attempt.reply).is_err()
-    {
-        return false;
-    }
-    // Insert, then look, as in [`try_claim`].
-    if F::established(&attempt.key).is_some() {
-        forget::<F>(&attempt.key, attempt.reply.head().identity());
-        return false;
-    }
-    true
+    place::<F>(attempt, closed)
+        && give_way::<F>(&attempt.key, Head(attempt.closed_head), attempt.now)
+        && take::<F>(attempt)
 }
 
-/// Every tuple tried is held, and no closed flow gives way: takes the oldest embryonic holder's. Its forward half then finds a
-/// foreign identity and is dead.
+/// Every tuple tried is held, and no closed flow gives way: takes the oldest embryonic holder's. Its forward
+/// half then finds a foreign identity and is dead.
 #[inline(always)]
 fn take_over<F: Family>(attempt: &mut Attempt<F>) -> bool {
     if attempt.oldest_age == 0 {
         return false;
     }
     let oldest = attempt.oldest;
-    if !place::<F>(attempt, oldest)
-        || F::established(&attempt.key).is_some()
-        || F::replace_embryonic(&attempt.key, &attempt.reply).is_err()
-    {
+    if !place::<F>(attempt, oldest) || F::established(&attempt.key).is_some() {
         return false;
     }
-    // Insert, then look: the holder may have been promoted meanwhile, and the tuple is its own.
-    if F::established(&attempt.key).is_some() {
+    if let Some(holder) = F::embryonic(&attempt.key) {
+        forget::<F>(&attempt.key, head_of(holder).identity());
+    }
+    let taken = take::<F>(attempt);
+    if taken {
+        stats::event(Event::SnatTakenOver, 0);
+    }
+    taken
+}
+
+/// Claims a tuple whose holder was made to leave. Insert, then look, as in [`try_claim`]: the holder may have
+/// been promoted meanwhile, and the tuple is its own.
+#[inline(always)]
+fn take<F: Family>(attempt: &mut Attempt<F>) -> bool {
+    if F::insert_embryonic(&attempt.key, &attempt.reply).is_err() {
+        return false;
+    }
+    let taken = F::established(&attempt.key).is_none();
+    if !taken {
         forget::<F>(&attempt.key, attempt.reply.head().identity());
-        return false;
     }
-    stats::event(Event::SnatTakenOver, 0);
-    true
+    taken
 }

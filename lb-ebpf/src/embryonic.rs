@@ -11,11 +11,11 @@ use lb_common::{
 };
 
 use crate::{
-    established::{exchange_head, exchange_note, head_of, needs_route, snapshot},
+    established::{exchange_head, exchange_note, needs_route, snapshot},
     family::{Family, entries_in_use},
     flow_packet::{FlowPacket, Step},
     gate,
-    removal::{change_use, holds, withdraw_half},
+    removal::{change_use, holds, mark_dead, withdraw_half},
     serving::{may_stay, serves_still},
     stats,
     subprogram::step,
@@ -33,7 +33,7 @@ step! {
 fn find_flow<F: Family>(packet: &FlowPacket<F::Flow>, out: &mut F::Entry) -> Step {
     if let Some(entry) = F::embryonic(&packet.flow) {
         // SAFETY: looked up just now.
-        if unsafe { snapshot::<F>(entry, out) } {
+        if unsafe { snapshot::<F>(entry, out) } && out.head().state() != state::DEAD {
             let step = if out.flags() & flag::REVERSE != 0 {
                 reply::<F>(packet, entry, out)
             } else {
@@ -55,15 +55,19 @@ fn find_flow<F: Family>(packet: &FlowPacket<F::Flow>, out: &mut F::Entry) -> Ste
     }
 }
 
-/// Takes a half out of the table if it is this flow's.
-///
-/// Nothing compares and deletes at once: what another CPU puts there in between goes with it. A flow that
-/// loses a half so is dead, and its client's next SYN makes another.
+/// Takes a half out of the table if it is this flow's and nobody else does. Until it is out, the dead half keeps
+/// its key: what another CPU puts there comes after it and is not taken for it.
 #[inline(always)]
-pub(crate) fn forget<F: Family>(key: &F::Flow, identity: u32) {
-    if F::embryonic(key).is_some_and(|entry| head_of(entry).identity() == identity) {
+pub(crate) fn forget<F: Family>(key: &F::Flow, identity: u32) -> bool {
+    let Some(entry) = F::embryonic(key) else {
+        return false;
+    };
+    // SAFETY: looked up just now.
+    let ours = unsafe { mark_dead(entry, identity) };
+    if ours {
         F::remove_embryonic(key);
     }
+    ours
 }
 
 /// A packet from the backend: notes what the client must acknowledge to prove itself.
@@ -129,8 +133,9 @@ fn request<F: Family>(
         },
         None => None,
     };
-    let Some((peer_head, peer_note)) = peer.filter(|(h, _)| h.identity() == head.identity()) else {
-        // The other half is gone, evicted or taken over: promoted meanwhile, or dead.
+    let is_peer = |h: Head| h.identity() == head.identity() && h.state() != state::DEAD;
+    let Some((peer_head, peer_note)) = peer.filter(|(h, _)| is_peer(*h)) else {
+        // The other half is gone or leaves, evicted or taken over: promoted meanwhile, or dead.
         if F::established(&packet.flow).is_none() && !gate::is_frozen(packet.now) {
             forget::<F>(&packet.flow, head.identity());
         }
@@ -222,7 +227,10 @@ fn promote<F: Family>(packet: &FlowPacket<F::Flow>, out: &mut F::Entry, reply_ke
         return;
     };
     // SAFETY: looked up just now.
-    if !unsafe { snapshot::<F>(embryonic, reply) } || reply.head().identity() != identity {
+    if !unsafe { snapshot::<F>(embryonic, reply) }
+        || reply.head().identity() != identity
+        || reply.head().state() == state::DEAD
+    {
         return;
     }
     let established = Head::new(identity, state::ESTABLISHED, packet.now);

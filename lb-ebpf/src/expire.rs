@@ -1,5 +1,6 @@
-//! `lb_expire`: the agent's way to end idle flows, and to count what silent ones have pending. The agent never writes a live entry; it hands this
-//! program keys and the heads it read, and the program compares before it changes.
+//! `lb_expire`: the agent's way to end idle flows, and to count what silent ones have pending. The agent
+//! never writes a live entry; it hands this program keys and the heads it read, and the program compares
+//! before it changes.
 //!
 //! The input is a packet: byte 0 the operation, byte 1 the family, byte 2 the number of records, eleven
 //! bytes of padding, then the records ([`lb_common::conntrack::Idle4`] or `Idle6`), packed.
@@ -15,6 +16,7 @@ use lb_common::{
 };
 
 use crate::{
+    embryonic::forget,
     established::{exchange_head, head_of, snapshot},
     family::{Family, V4, V6},
     packet::View,
@@ -156,10 +158,7 @@ fn end<F: Family>(flow: &F::Flow, identity: u32) -> i32 {
     let found = F::embryonic(flow).is_some_and(|entry| unsafe { snapshot::<F>(entry, copy) });
     if found && copy.head().identity() == identity {
         for key in [*flow, copy.written(protocol).reversed()] {
-            if is_held::<F>(F::embryonic(&key), identity) {
-                F::remove_embryonic(&key);
-                ended += 1;
-            }
+            ended += forget::<F>(&key, identity) as i32;
         }
     }
     // SAFETY: looked up just now.
@@ -173,15 +172,6 @@ fn end<F: Family>(flow: &F::Flow, identity: u32) -> i32 {
         stats::event(Event::FlowEnded, 0);
     }
     ended
-}
-
-/// Whether an entry is this flow's.
-#[inline(always)]
-fn is_held<F: Family>(entry: Option<*mut F::Entry>, identity: u32) -> bool {
-    entry.is_some_and(|entry| {
-        // SAFETY: looked up just now; the head is its first word.
-        Head(unsafe { entry.cast::<u64>().read_volatile() }).identity() == identity
-    })
 }
 
 /// Whether the other half is condemned too, or not there, or on its way out: half a flow forwards what is never answered.

@@ -1,6 +1,6 @@
 //! What differs between IPv4 and IPv6: key and value types, and which maps hold them.
 
-use aya_ebpf::bindings::{BPF_ANY, BPF_NOEXIST};
+use aya_ebpf::bindings::BPF_NOEXIST;
 use lb_common::{
     addr::{Addr4, Addr6, Be16},
     conntrack::{Closing4, Closing6, Entry, Entry4, Entry6},
@@ -70,8 +70,6 @@ pub(crate) trait Family: Copy + 'static {
     fn embryonic(flow: &Self::Flow) -> Option<*mut Self::Entry>;
     /// Inserts an embryonic entry unless the key is taken.
     fn insert_embryonic(flow: &Self::Flow, entry: &Self::Entry) -> Result<(), i32>;
-    /// Inserts or replaces an embryonic entry.
-    fn replace_embryonic(flow: &Self::Flow, entry: &Self::Entry) -> Result<(), i32>;
     /// Removes an embryonic entry.
     fn remove_embryonic(flow: &Self::Flow);
     /// Queues a closed flow.
@@ -150,11 +148,6 @@ macro_rules! flow_tables {
         #[inline(always)]
         fn insert_embryonic(flow: &Self::Flow, entry: &Self::Entry) -> Result<(), i32> {
             $embryonic.insert(flow, entry, BPF_NOEXIST as u64)
-        }
-
-        #[inline(always)]
-        fn replace_embryonic(flow: &Self::Flow, entry: &Self::Entry) -> Result<(), i32> {
-            $embryonic.insert(flow, entry, BPF_ANY as u64)
         }
 
         #[inline(always)]

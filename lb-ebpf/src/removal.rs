@@ -1,4 +1,4 @@
-//! How flows leave `FLOWS_*`: whoever takes a half out marks it dead first, so that nobody else does, and
+//! How flows leave: whoever takes a half out of a table marks it dead first, so that nobody else does, and
 //! closed flows retire when new ones come, sooner where one needs their tuple.
 
 use lb_common::{
@@ -64,15 +64,29 @@ fn take_out<F: Family>(key: &F::Flow, identity: u32, count: impl FnOnce(*mut F::
     let Some(entry) = F::established(key) else {
         return false;
     };
+    // SAFETY: looked up just now.
+    if !unsafe { mark_dead(entry, identity) } {
+        return false;
+    }
+    count(entry);
+    F::remove_established(key)
+}
+
+/// Marks a half dead if it is this flow's. Whoever gets `true` takes it out of its table, and nobody else.
+///
+/// # Safety
+///
+/// The caller looked `entry` up just now.
+#[inline(always)]
+pub(crate) unsafe fn mark_dead<E>(entry: *mut E, identity: u32) -> bool {
     for _ in 0..4 {
         let head = head_of(entry);
         if head.identity() != identity || head.state() == state::DEAD {
             return false;
         }
-        // SAFETY: looked up just now.
+        // SAFETY: by the caller's word.
         if unsafe { exchange_head(entry, head, head.touched(state::DEAD, head.stamp())) } {
-            count(entry);
-            return F::remove_established(key);
+            return true;
         }
     }
     false
