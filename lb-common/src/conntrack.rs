@@ -14,8 +14,8 @@
 //!                                                                              FIN ─peer's──▶ CLOSED / RESET
 //!                                                                                  FIN         rest, then leave
 //! ```
-//! Whoever takes a half out of a table makes it DEAD first, by compare-and-exchange: so one does, and what
-//! came in its place meanwhile is not taken for it.
+//! Whoever ends a half makes it DEAD first, by compare-and-exchange, and then takes it out of its table: so one
+//! does, and what came in its place meanwhile is not taken for it.
 //!
 //! Each half (forward, reverse) keeps a state of its own; FIN in both makes both CLOSED. A RESET flow
 //! that carries data again was not reset by its peer: it returns to ESTABLISHED.

@@ -176,10 +176,11 @@ fn insert<F: Family>(packet: &FlowPacket<F::Flow>, out: &mut F::Entry) -> Step {
         });
         return Step::FORWARD;
     };
+    // SAFETY: looked up just now.
+    let is_copied = unsafe { snapshot::<F>(winner, out) };
     // Give our claim back and use the winner's.
     forget::<F>(&reply_key, identity);
-    // SAFETY: looked up just now.
-    if unsafe { snapshot::<F>(winner, out) } {
+    if is_copied {
         Step::FORWARD
     } else {
         Step::refuse(Reason::InsertFailed)
@@ -187,7 +188,7 @@ fn insert<F: Family>(packet: &FlowPacket<F::Flow>, out: &mut F::Entry) -> Step {
 }
 
 /// Inserts a half unless a living one has its key. A dead one keeps the key until the CPU that marked it takes
-/// it out: that is the next it does, so a few looks outlast it.
+/// it out: that is the next it does, so a few looks outlast it unless it is interrupted there.
 #[inline(always)]
 fn insert_after<F: Family>(key: &F::Flow, half: &F::Entry) -> bool {
     for _ in 0..8 {

@@ -15,7 +15,7 @@ use crate::{
     family::{Family, entries_in_use},
     flow_packet::{FlowPacket, Step},
     gate,
-    removal::{change_use, holds, mark_dead, withdraw_half},
+    removal::{change_use, end_half, holds, withdraw_half},
     serving::{may_stay, serves_still},
     stats,
     subprogram::step,
@@ -56,18 +56,14 @@ fn find_flow<F: Family>(packet: &FlowPacket<F::Flow>, out: &mut F::Entry) -> Ste
 }
 
 /// Takes a half out of the table if it is this flow's and nobody else does. Until it is out, the dead half keeps
-/// its key: what another CPU puts there comes after it and is not taken for it.
+/// its key, unless it is evicted: what another CPU puts there comes after it and is not taken for it.
 #[inline(always)]
 pub(crate) fn forget<F: Family>(key: &F::Flow, identity: u32) -> bool {
     let Some(entry) = F::embryonic(key) else {
         return false;
     };
     // SAFETY: looked up just now.
-    let ours = unsafe { mark_dead(entry, identity) };
-    if ours {
-        F::remove_embryonic(key);
-    }
-    ours
+    unsafe { end_half(entry, identity, || F::remove_embryonic(key)) }
 }
 
 /// A packet from the backend: notes what the client must acknowledge to prove itself.

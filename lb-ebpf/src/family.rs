@@ -70,8 +70,8 @@ pub(crate) trait Family: Copy + 'static {
     fn embryonic(flow: &Self::Flow) -> Option<*mut Self::Entry>;
     /// Inserts an embryonic entry unless the key is taken.
     fn insert_embryonic(flow: &Self::Flow, entry: &Self::Entry) -> Result<(), i32>;
-    /// Removes an embryonic entry.
-    fn remove_embryonic(flow: &Self::Flow);
+    /// Removes an embryonic entry. Returns whether it was there.
+    fn remove_embryonic(flow: &Self::Flow) -> bool;
     /// Queues a closed flow.
     fn push_closing(closing: &Closing<Self::Flow>) -> Result<(), i32>;
     /// The oldest queued flow.
@@ -151,9 +151,8 @@ macro_rules! flow_tables {
         }
 
         #[inline(always)]
-        fn remove_embryonic(flow: &Self::Flow) {
-            // Absence is what is wanted; there is no other error.
-            let _absent = $embryonic.remove(flow);
+        fn remove_embryonic(flow: &Self::Flow) -> bool {
+            $embryonic.remove(flow).is_ok()
         }
 
         #[inline(always)]

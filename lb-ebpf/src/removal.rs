@@ -65,28 +65,42 @@ fn take_out<F: Family>(key: &F::Flow, identity: u32, count: impl FnOnce(*mut F::
         return false;
     };
     // SAFETY: looked up just now.
-    if !unsafe { mark_dead(entry, identity) } {
-        return false;
+    unsafe {
+        end_half(entry, identity, || {
+            count(entry);
+            F::remove_established(key)
+        })
     }
-    count(entry);
-    F::remove_established(key)
 }
 
-/// Marks a half dead if it is this flow's. Whoever gets `true` takes it out of its table, and nobody else.
+/// Marks a half dead if it is this flow's, and takes it out by `remove`: of all who try, one does.
+///
+/// A delete fails if the lock of its bucket is not to be had (since Linux 6.15 the kernel gives up after a
+/// while). Then the half lives on, and who comes next tries again: a dead one would hold its key for ever.
 ///
 /// # Safety
 ///
 /// The caller looked `entry` up just now.
 #[inline(always)]
-pub(crate) unsafe fn mark_dead<E>(entry: *mut E, identity: u32) -> bool {
+pub(crate) unsafe fn end_half<E>(
+    entry: *mut E,
+    identity: u32,
+    remove: impl FnOnce() -> bool,
+) -> bool {
     for _ in 0..4 {
         let head = head_of(entry);
         if head.identity() != identity || head.state() == state::DEAD {
             return false;
         }
+        let dead = head.touched(state::DEAD, head.stamp());
         // SAFETY: by the caller's word.
-        if unsafe { exchange_head(entry, head, head.touched(state::DEAD, head.stamp())) } {
-            return true;
+        if unsafe { exchange_head(entry, head, dead) } {
+            let removed = remove();
+            if !removed {
+                // SAFETY: it fails if the element serves another flow by now.
+                unsafe { exchange_head(entry, dead, head) };
+            }
+            return removed;
         }
     }
     false

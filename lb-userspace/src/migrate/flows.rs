@@ -244,6 +244,10 @@ impl Flows {
                 else {
                     continue;
                 };
+                // On its way out.
+                if half.head().state() == state::DEAD {
+                    continue;
+                }
                 let half = carried(half, generation);
                 for address in known_by(&flow, &half).into_iter().flatten() {
                     let (word, bit) = address.position();
