@@ -3,6 +3,7 @@
 use std::{fs, net::SocketAddr, process::Command, time::Duration};
 
 use nix::{sys::signal::Signal, unistd::Pid};
+use serde_json::Value;
 
 use super::{
     cluster::{Cluster, PATIENCE},
@@ -162,6 +163,20 @@ impl<'c> Agent<'c> {
     pub fn lbctl(&self, node: &str, words: &str) -> String {
         let pod = self.pod(node);
         self.kubectl(&format!("exec {pod} -- lbctl {words}"))
+    }
+
+    /// The rows that lbctl prints as JSON, unless the API server cannot tell just now.
+    pub fn rows(&self, node: &str, view: &str) -> Option<Vec<Value>> {
+        let pod = self.pod(node);
+        let words = [
+            "-n", NAMESPACE, "exec", &pod, "--", "lbctl", "--output", "json", view,
+        ];
+        let output = self.cluster.kubectl_words(&words);
+        if !output.status.success() {
+            return None;
+        }
+        let told: Value = serde_json::from_slice(&output.stdout).expect("JSON");
+        told.as_array().cloned()
     }
 
     /// Its metrics on a node, as text.

@@ -15,13 +15,14 @@ use serde_json::{Value, json};
 use super::{
     client::Answer,
     cluster::{Cluster, PATIENCE},
-    load::{Load, Protocol},
+    load::{Load, Protocol, SNAT},
     objects,
 };
 use crate::netns::{poll, succeed, text};
 
-/// How long Kubernetes' own controllers may take, also after an outage.
-const CONTROLLERS: Duration = Duration::from_mins(3);
+/// How long Kubernetes' own controllers and kubelets may take: after an outage each waits before it tries again,
+/// and then before it lists anew.
+const CONTROLLERS: Duration = Duration::from_mins(5);
 
 /// A namespace, deleted on drop.
 #[derive(Debug)]
@@ -164,11 +165,28 @@ impl<'c> Space<'c> {
         self.apply(&objects::deployment(name, replicas));
         let vips = self.load_balancer(name, &json!({}));
         self.wait_rolled_out(name);
+        self.wait_balanced(name, vips);
+        vips
+    }
+
+    /// Waits until Sluice, no other balancer of the node, sends clients to every pod of a Deployment: a slice may
+    /// name the last of them a second after all are ready.
+    pub fn wait_balanced(&self, name: &str, vips: Pair) {
         let pods = self.pods(name);
         for server in vips.at(80) {
+            self.wait_ours(server);
             self.wait_heard(server, &pods);
         }
-        vips
+    }
+
+    /// Waits until Sluice answers: what comes later goes by it too.
+    pub fn wait_ours(&self, server: SocketAddr) {
+        self.wait_answer(server, |answer| {
+            answer.as_ref().is_ok_and(|it| {
+                let peer = it.peer.ip().to_string();
+                SNAT.contains(&peer.as_str())
+            })
+        });
     }
 
     /// Waits until each of `pods` has answered.
@@ -184,7 +202,10 @@ impl<'c> Space<'c> {
 
     /// Waits until a Deployment is as it should be.
     pub fn wait_rolled_out(&self, name: &str) {
-        self.kubectl(&format!("rollout status deployment/{name} --timeout=120s"));
+        let patience = CONTROLLERS.as_secs();
+        self.kubectl(&format!(
+            "rollout status deployment/{name} --timeout={patience}s"
+        ));
     }
 
     /// Waits until the outside client gets answers, once Kubernetes itself has endpoints to offer: after an
@@ -222,7 +243,7 @@ impl<'c> Space<'c> {
     ) {
         let client = self.cluster.client();
         let mut last = None;
-        let done = poll(PATIENCE, || {
+        let done = poll(CONTROLLERS, || {
             let answer = client.ask(server);
             let done = wanted(&answer);
             last = Some(answer);

@@ -177,10 +177,9 @@ impl Gate<'_> {
 /// Waits until either family of a Service has so many backends.
 fn wait_backends(cluster: &Cluster, service: &str, number: usize) {
     poll_until("the backends", PATIENCE, || {
-        let told = cluster.agent().lbctl("edge1", "--output json services");
-        let told: Value = serde_json::from_str(&told).expect("JSON");
-        let rows = told.as_array().into_iter().flatten();
+        let rows = cluster.agent().rows("edge1", "services")?;
         let own: Vec<_> = rows
+            .iter()
             .filter(|row| row.to_string().contains(service))
             .collect();
         let all = own

@@ -380,11 +380,12 @@ fn ten_thousand_endpoints_of_one_service() {
     }
     let applied = start.elapsed();
     let backends = || -> usize {
-        let told = cluster.agent().lbctl("edge1", "--output json services");
-        let told: Value = serde_json::from_str(&told).expect("JSON");
+        let rows = cluster.agent().rows("edge1", "services");
         let name = format!("{}/many", space.name);
-        let rows = told.as_array().into_iter().flatten();
-        let row = rows.into_iter().find(|row| row.to_string().contains(&name));
+        let row = rows
+            .iter()
+            .flatten()
+            .find(|row| row.to_string().contains(&name));
         let count = row
             .and_then(|row| row["clusterBackends"].as_u64())
             .unwrap_or(0);

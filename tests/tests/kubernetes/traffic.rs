@@ -43,7 +43,7 @@ fn every_address_of_a_service_answers() {
     let external = new_external_ips();
     let vips = space.load_balancer("web", &json!({"externalIPs": [external.v4, external.v6]}));
     space.wait_rolled_out("web");
-    space.wait_served(&vips.at(80));
+    space.wait_balanced("web", vips);
 
     let field = |path: &str| space.field("service/web", path);
     let cluster_ips = field("{.spec.clusterIPs[*]}");
@@ -84,7 +84,9 @@ fn a_client_stays_with_its_pod_while_the_service_says_so() {
     space.apply(&objects::deployment("web", 3));
     let vips = space.load_balancer("web", &json!({"sessionAffinity": "ClientIP"}));
     space.wait_rolled_out("web");
-    space.wait_served(&vips.at(80));
+    for server in vips.at(80) {
+        space.wait_ours(server);
+    }
     for (protocol, port) in [(Protocol::Tcp, 80), (Protocol::Udp, 53)] {
         for server in vips.at(port) {
             let answers = ask(&cluster, protocol, server);

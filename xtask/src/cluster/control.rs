@@ -135,7 +135,9 @@ impl Control<'_> {
             .arg(certificate(self.run))
             .arg("--service-account-private-key-file")
             .arg(self.run.join("control/service-accounts.key"))
-            .args(["--use-service-account-credentials", "--leader-elect=false"]);
+            .args(["--use-service-account-credentials", "--leader-elect=false"])
+            // An API server that is away for a minute is no reason to take the nodes for dead.
+            .arg("--node-monitor-grace-period=10m");
         self.processes
             .start("kube-controller-manager", &controllers)?;
         let mut scheduler = self.component("kube-scheduler");
