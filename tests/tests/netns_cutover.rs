@@ -135,7 +135,7 @@ impl Sessions {
 
 fn downloads(client: &Namespace) -> Vec<Download> {
     let vips = vips(80).into_iter().cycle().take(2 * 4);
-    vips.map(|vip| Download::start(client, &vip, "/stream/20000"))
+    vips.map(|vip| Download::start(client, &vip, "/stream/100000"))
         .collect()
 }
 
@@ -228,7 +228,7 @@ fn sluice_comes_and_goes_beside_another_balancer() {
         old.assert_unmoved("old, to the end");
         last.assert_unmoved("last, to the end");
         if start.elapsed() > asked * Duration::from_secs(1) {
-            new.ask_every(4, asked);
+            new.ask_every(SESSIONS, asked);
             asked += 1;
         }
         leaving.ended()

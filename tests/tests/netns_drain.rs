@@ -188,10 +188,13 @@ fn only_what_is_over_ends(world: &World, mut node: Node<'_>, policy: &str) {
         eprintln!("{leaves:?}: reset {took:?} after the change, allowed {DEADLINE:?}");
         expect(&mut late, "b0");
         expect(&mut never, "b0");
+        // Two connections, two of UDP.
+        poll_until("the flows to end", SOON, || {
+            (node.event(Event::FlowEnded) - ended >= 4).then_some(())
+        });
         for client in &udp {
             assert_eq!(client.ask("x"), "b1 x", "UDP begins anew");
         }
-        // Two connections, two of UDP.
         let ended = node.event(Event::FlowEnded) - ended;
         assert_eq!(ended, 4, "{leaves:?}: flows ended");
         assert_eq!(draining(&node, "soon"), (0, 0));

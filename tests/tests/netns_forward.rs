@@ -11,6 +11,7 @@ use lb_tests::{
         manifest::{ServiceManifest, service},
         poll_until, serial,
         server::{Server, UdpClient, dns, http, udp_echo},
+        text,
         world::{VIP4, VIP6, World, backend4, backend6, vips},
     },
     require,
@@ -258,7 +259,11 @@ fn iperf3_and_dig_work_through_a_vip() {
                 "-J",
                 extra,
             ];
-            let report = world.client.run("iperf3", arguments);
+            // It serves one client at a time, and is not ready for the next as soon as one has left.
+            let report = poll_until("iperf3 to serve", Duration::from_secs(10), || {
+                let output = world.client.try_run("iperf3", arguments);
+                output.status.success().then(|| text(&output.stdout))
+            });
             let report: serde_json::Value = serde_json::from_str(&report).expect("JSON");
             let end = report.get("end").expect("an end");
             let sum = end

@@ -151,7 +151,7 @@ fn health_and_metrics_of_a_running_agent() {
 
     let downloads: Vec<Download> = vips(80)
         .iter()
-        .map(|vip| Download::start(&world.client, vip, "/stream/1000"))
+        .map(|vip| Download::start(&world.client, vip, "/stream/100000"))
         .collect();
     // A flow hands its traffic over once a tick.
     let mut missing = String::new();

@@ -255,6 +255,7 @@ fn apt(arguments: &[&str]) -> Result<()> {
     apt.env("DEBIAN_FRONTEND", "noninteractive")
         // Packages of servers would start them; the tests start their own, in namespaces.
         .env("RUNLEVEL", "1")
+        .args(["-o", "Acquire::Retries=3"])
         .args(arguments);
     command::run(&mut apt)
 }

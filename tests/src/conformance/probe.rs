@@ -95,7 +95,8 @@ impl<'w> Client<'w> {
 
     /// One attempt.
     pub fn attempt(&self, target: Target) -> Answer {
-        self.namespace.inside(|| self.attempt_here(target, SILENCE))
+        self.namespace
+            .inside(|| self.attempt_here(target, PATIENCE))
     }
 
     /// One request over a connection or flow from a port of the caller's choice.
@@ -181,11 +182,11 @@ impl<'w> Client<'w> {
         found.into_inner().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Every target refuses, within a second.
+    /// Every target refuses.
     pub fn refused(&self, targets: &Targets) {
         self.everywhere(targets, |target| {
             for number in 0..3 {
-                let answer = self.attempt_here(target, SILENCE);
+                let answer = self.attempt_here(target, PATIENCE);
                 if answer != Answer::Refused {
                     return Err(format!("attempt {number}: {answer:?}, not refused"));
                 }
@@ -198,7 +199,7 @@ impl<'w> Client<'w> {
     /// connection.
     pub fn get(&self, address: SocketAddr, path: &str) -> Option<(u16, String)> {
         let source = SocketAddr::new(self.address(address.is_ipv4()), 0);
-        let stream = self.namespace.inside(|| connect(source, address, SILENCE));
+        let stream = self.namespace.inside(|| connect(source, address, PATIENCE));
         let mut stream = stream.ok()?;
         let request = format!("GET {path} HTTP/1.1\r\nHost: node\r\nConnection: close\r\n\r\n");
         stream.write_all(request.as_bytes()).ok()?;

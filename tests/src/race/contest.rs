@@ -2,7 +2,7 @@
 
 use lb_common::{
     config::Config,
-    reason::{Counter, Event},
+    reason::{Counter, Event, Reason},
 };
 
 use super::{Act, BATCH, Found, Outcomes, check, collide, crowd::Crowd, forget, frame, patience};
@@ -160,6 +160,8 @@ pub struct Batch {
     pub outcomes: Vec<Outcomes>,
     /// Packets of service ports and of backends since the batch began, pending ones included.
     pub traffic: [u64; 2],
+    /// Packets refused since the batch began because a half could not be inserted.
+    pub refused: u64,
     /// Events counted since the batch began.
     events: Vec<(Event, u64)>,
 }
@@ -251,6 +253,7 @@ impl Race {
             lab.apply(&self.tables.build(1));
             forget(lab);
             let (before, traffic_before) = (counts(lab), traffic(lab));
+            let refused_before = refused(lab);
             let batch = (self.prepare)(lab);
             let crowd = self.room.map(|room| Crowd::enter(lab, room));
             let (outcomes, met) = collide(lab.programs(), &batch);
@@ -272,6 +275,7 @@ impl Race {
                     found,
                     outcomes,
                     traffic: [services, backends],
+                    refused: refused(lab) - refused_before,
                     events: events.collect(),
                 };
                 let mut judges = self.judges.iter();
@@ -303,6 +307,10 @@ fn counts(lab: &Lab) -> Vec<(Event, u64)> {
     events
         .map(|event| (*event, lab.count(Counter::Event(*event))))
         .collect()
+}
+
+fn refused(lab: &Lab) -> u64 {
+    lab.count(Counter::Reason(Reason::InsertFailed))
 }
 
 fn traffic(lab: &Lab) -> [u64; 2] {

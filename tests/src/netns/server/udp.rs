@@ -1,6 +1,7 @@
 //! UDP servers and clients.
 
 use std::{
+    io::{Error, ErrorKind},
     net::{Ipv6Addr, SocketAddr, UdpSocket},
     sync::{
         Arc,
@@ -106,8 +107,10 @@ impl Ticks {
             Arc::clone(&this.received),
             Arc::clone(&this.stop),
         );
-        let answer = client.ask_once(&milliseconds.to_string());
-        assert!(answer.is_some(), "no tick from {server}");
+        let begins = || client.socket.recv(&mut [0; 64]).ok();
+        drop(client.socket.send(milliseconds.to_string().as_bytes()));
+        let first = poll_until("the first tick", Duration::from_secs(5), begins);
+        assert_ne!(first, 0, "an empty tick from {server}");
         std::thread::spawn(move || {
             let mut last = now();
             let mut buffer = [0; 64];
@@ -191,10 +194,20 @@ impl UdpClient {
 
     /// Sends once and waits at most 200 ms.
     pub fn ask_once(&self, question: &str) -> Option<String> {
+        let mut buffer = vec![0; 65_535];
+        // What comes late answers an earlier question.
+        self.socket.set_nonblocking(true).expect("a socket");
+        let waits = |e: &Error| e.kind() == ErrorKind::WouldBlock;
+        while !self.socket.recv(&mut buffer).is_err_and(|e| waits(&e)) {}
+        self.socket.set_nonblocking(false).expect("a socket");
         // An ICMP error of an earlier datagram is reported by either call.
         drop(self.socket.send(question.as_bytes()));
-        let mut buffer = vec![0; 65_535];
-        let length = self.socket.recv(&mut buffer).ok()?;
-        Some(text(buffer.get(..length)?))
+        loop {
+            let length = self.socket.recv(&mut buffer).ok()?;
+            let answer = text(buffer.get(..length)?);
+            if answer.ends_with(question) {
+                return Some(answer);
+            }
+        }
     }
 }
