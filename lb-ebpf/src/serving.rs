@@ -23,20 +23,15 @@ pub(crate) fn serves_still<F: Family>(entry: &F::Entry) -> bool {
         .is_none_or(|service| service.epoch == entry.note().value())
 }
 
-/// Whether the backend still serves the service port, or nobody else could.
+/// Whether the backend still serves the service port that has the flow's frontend now, or nobody else could.
 #[inline(always)]
 pub(crate) fn may_stay<F: Family>(packet: &FlowPacket<F::Flow>, entry: &F::Entry) -> bool {
-    let (service, backend) = (entry.service(), entry.backend());
-    if serves(service, backend) {
-        return true;
-    }
-    if has_selection(service) {
-        return false;
-    }
-    // The service port has no endpoint, or it is gone and its frontend another's by now.
-    let heir = service_now::<F>(packet);
+    let service = match service_now::<F>(packet) {
+        0 => entry.service(),
+        now => now,
+    };
     // No selection to move to: moving would only churn.
-    heir == 0 || heir == service || serves(heir, backend) || !has_selection(heir)
+    serves(service, entry.backend()) || !has_selection(service)
 }
 
 fn serves(service: u32, backend: u32) -> bool {

@@ -13,10 +13,11 @@
 //! A VIP's frontends come before its address and go after it: the address is what makes the data
 //! path answer for every other port too, and it must never do so while frontends are missing.
 //!
-//! A service port that loses members, or whose members are less than they were, is published twice:
-//! first with its new selections and its old set epoch, and once more with the new epoch when the
-//! members are gone. Whoever reads an epoch therefore finds the members of that epoch, or newer ones;
-//! and session affinity finds a client's backend a member for as long as others could draw it.
+//! A service port that loses members or a frontend to another, or whose members are less than they were, is
+//! published twice: first with its new selections and its old set epoch, and once more with the new epoch when
+//! the members are gone and the frontend is the other's. Whoever reads an epoch therefore finds the members and
+//! frontends of that epoch, or newer ones; and session affinity finds a client's backend a member for as long
+//! as others could draw it.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -25,7 +26,7 @@ use std::{
 
 use crate::{
     dataplane::TableOp,
-    tables::{ServiceRecord, TableSet},
+    tables::{FrontendId, FrontendRecord, ServiceRecord, TableSet},
 };
 
 /// The operations from `actual` to `desired`. Nothing, if they are equal.
@@ -39,7 +40,8 @@ pub fn diff(actual: &TableSet, desired: &TableSet) -> Vec<TableOp> {
         .members
         .iter()
         .filter(|(key, old)| **old & !flags(key) != 0);
-    let losing: BTreeSet<u32> = less.clone().map(|(&(service, _), _)| service).collect();
+    let mut losing: BTreeSet<u32> = less.clone().map(|(&(service, _), _)| service).collect();
+    losing.extend(losers(&actual.frontends, &desired.frontends));
 
     ops.extend(
         new(&actual.backends, &desired.backends).map(|(&id, r)| TableOp::SetBackend(id, *r)),
@@ -116,6 +118,18 @@ pub fn diff(actual: &TableSet, desired: &TableSet) -> Vec<TableOp> {
         gone(&actual.backends, &desired.backends).map(|(&id, _)| TableOp::RemoveBackend(id)),
     );
     ops
+}
+
+/// Service ports of which another takes a frontend.
+pub(crate) fn losers<'a>(
+    actual: &'a BTreeMap<FrontendId, FrontendRecord>,
+    desired: &'a BTreeMap<FrontendId, FrontendRecord>,
+) -> impl Iterator<Item = u32> + 'a {
+    let moved = actual.iter().filter(|(id, old)| {
+        let new = desired.get(id);
+        new.is_some_and(|new| new.service != old.service)
+    });
+    moved.map(|(_, old)| old.service)
 }
 
 /// What `desired` has and `actual` has not, or has with another value.

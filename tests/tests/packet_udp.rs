@@ -179,6 +179,40 @@ fn who_takes_a_deleted_services_frontend_takes_its_flows() {
 }
 
 #[test]
+fn who_takes_a_frontend_of_a_service_that_lives_on_takes_its_flows() {
+    let cases = UDP_BOOKS.into_iter().flat_map(|book| {
+        let talk = Conversation::new(book, Mode::FullNat);
+        let (old, new) = (talk.backend(), book.backend(6, 8443));
+        let question = talk.question();
+        let moved = towards(INSIDE, 6, &question.clone().from(&talk.seen()).to(&new));
+        // Another frontend and its backends stay with the one that loses this.
+        let loses = book.bare().frontend(&book.frontend(444));
+        let takes = loses.backends([old.as_str()]).frontend(&book.frontend(443));
+        let name = |what: &str| format!("{}: {what}", talk.name());
+        [
+            case(name("moves"), talk.tables())
+                .steps(talk.handshake())
+                .tables(takes.clone().backends([new.as_str()]), 2)
+                .step(
+                    from(OUTSIDE, &question)
+                        .forwards(&moved)
+                        .creates()
+                        .event(Event::FlowReselected),
+                ),
+            case(name("the same backend"), talk.tables())
+                .steps(talk.handshake())
+                .tables(takes.clone().backends([old.as_str(), new.as_str()]), 2)
+                .step(talk.request(&question)),
+            case(name("to one without backends"), talk.tables())
+                .steps(talk.handshake())
+                .tables(takes, 2)
+                .step(talk.request(&question)),
+        ]
+    });
+    run(cases.collect());
+}
+
+#[test]
 fn an_empty_selection_keeps_the_flows_it_had() {
     let cases = BOOKS.into_iter().map(|book| {
         let talk = Conversation::new(book, Mode::FullNat);

@@ -252,6 +252,11 @@ fn check_service(
             range.map(|(key, flags)| (*key, *flags)).collect::<Vec<_>>()
         };
         prop_assert_eq!(members(now), members(desired), "the epoch moved too early");
+        let given = now.frontends.iter().find(|(frontend, record)| {
+            let new = desired.frontends.get(frontend);
+            record.service == id && new.is_some_and(|new| new.service != id)
+        });
+        prop_assert_eq!(given, None, "the epoch moved before a frontend");
     }
     Ok(())
 }
@@ -366,7 +371,7 @@ proptest! {
         apply_checked(&mut dataplane, &desired, &diff(&dump, &desired))?;
         prop_assert_eq!(dataplane.tables(), &desired);
         let names = |tables: &TableSet| {
-            let name = |r: &crate::tables::FrontendRecord| tables.services[&r.service].name.clone();
+            let name = |r: &FrontendRecord| tables.services[&r.service].name.clone();
             tables.frontends.iter().map(|(f, r)| (*f, name(r))).collect::<Vec<_>>()
         };
         prop_assert_eq!(names(&desired), names(&planned(&first, &b, &node)));

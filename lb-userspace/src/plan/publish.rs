@@ -16,6 +16,7 @@ use super::{
     ranges,
 };
 use crate::{
+    diff::losers,
     maglev,
     node::NodeConfig,
     snapshot::Rejection,
@@ -90,6 +91,7 @@ pub(super) fn publish(
     if !waiting.is_empty() {
         forget_unserved(&mut tables);
     }
+    raise_losers(previous, &mut tables);
     let frees = previous
         .extents
         .keys()
@@ -273,6 +275,16 @@ pub(super) fn epoch(old: Option<&ServiceRecord>, same: bool) -> u32 {
         None => 1,
         Some(record) if same => record.epoch,
         Some(record) => record.epoch.wrapping_add(1),
+    }
+}
+
+/// Gives service ports of which another takes a frontend a new set epoch: their UDP flows look whose backends
+/// serve there now.
+pub(super) fn raise_losers(before: &TableSet, after: &mut TableSet) {
+    for id in losers(&before.frontends, &after.frontends) {
+        if let (Some(old), Some(new)) = (before.services.get(&id), after.services.get_mut(&id)) {
+            new.epoch = epoch(Some(old), false);
+        }
     }
 }
 

@@ -84,6 +84,7 @@ impl<'a> Work<'a> {
         for (port, selections) in ports.iter().zip(placed) {
             self.write(port, selections);
         }
+        publish::raise_losers(&self.before, &mut self.after);
         self.settle_backends()?;
         self.settle_gateway_endpoints();
         self.settle_addresses();

@@ -132,6 +132,45 @@ fn a_corrupted_extent_is_written_anew_elsewhere() {
 }
 
 #[test]
+fn who_loses_a_frontend_to_another_gets_a_new_epoch() {
+    let planned = |previous: &TableSet, blue: &[&str], green: &[&str]| {
+        let services = [
+            service("blue", blue, &["53/UDP"]),
+            service("green", green, &["53/UDP"]),
+        ];
+        let slices = [
+            slice("blue_1", &["53/UDP"], &["10.1.0.1"]),
+            slice("green_1", &["53/UDP"], &["10.1.0.2"]),
+        ];
+        plan_after(previous, &snapshot(services, slices), &node()).tables
+    };
+    let of_blue = ["192.0.2.1", "192.0.2.8"];
+    let first = planned(&TableSet::default(), &of_blue, &["192.0.2.9"]);
+    for (name, blue, green, raised) in [
+        (
+            "nothing",
+            of_blue.as_slice(),
+            ["192.0.2.9"].as_slice(),
+            [0, 0],
+        ),
+        ("moved", &["192.0.2.8"], &["192.0.2.1", "192.0.2.9"], [1, 0]),
+        (
+            "moved for another",
+            &["192.0.2.9", "192.0.2.8"],
+            &["192.0.2.1"],
+            [1, 1],
+        ),
+        ("dropped", &["192.0.2.8"], &["192.0.2.9"], [0, 0]),
+        ("new", &of_blue, &["192.0.2.9", "192.0.2.10"], [0, 0]),
+    ] {
+        let then = planned(&first, blue, green);
+        let epochs = [1, 2].map(|id| then.services[&id].epoch - first.services[&id].epoch);
+        assert_eq!(epochs, raised, "{name}");
+        assert_eq!(planned(&then, blue, green), then, "{name}, again");
+    }
+}
+
+#[test]
 fn a_planner_remembers_its_tables_and_raises_epochs_once() {
     let snapshot = snapshot([web()], [web_slice()]);
     let mut planner = Planner::default();
