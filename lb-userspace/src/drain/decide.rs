@@ -12,7 +12,7 @@ use crate::{
     dataplane::TableOp,
     expire::Hanging,
     plan::owner,
-    snapshot::{ObjectName, ServiceObject, Snapshot},
+    snapshot::{ObjectName, ServiceObject, SliceObject, Snapshot},
     tables::TableSet,
 };
 
@@ -67,7 +67,8 @@ const fn whole_seconds(time: Duration) -> u64 {
 ///
 /// Flows of a service port with a drain deadline have one if their backend takes no new flows of it
 /// and is terminating or no longer among its endpoints. One that is not ready for a while only waits.
-/// Of a service port whose Service is gone, or cannot be read, deadlines stay as they are.
+/// Of a service port that is gone, or whose Service cannot be read, deadlines stay as they are, unless a
+/// Service has the endpoint as before: its port was renamed, or it was made again.
 pub(super) fn decide(
     old: &BTreeMap<MemberKey, Deadline>,
     hanging: &BTreeMap<MemberKey, Hanging>,
@@ -79,6 +80,16 @@ pub(super) fn decide(
         !is_told_of(tables, snapshot, key.service) && !takes_new_flows(tables, **key)
     });
     let mut deadlines: BTreeMap<_, _> = kept.map(|(key, deadline)| (*key, *deadline)).collect();
+    if !deadlines.is_empty() {
+        let named = named(snapshot);
+        deadlines.retain(|key, _| {
+            let endpoint = hanging.get(key).map(|hanging| hanging.endpoint);
+            let backend = || Some(tables.backends.get(&key.backend)?.endpoint);
+            endpoint
+                .or_else(backend)
+                .is_none_or(|it| !named.contains(&it))
+        });
+    }
     let allowed = allowed(tables, snapshot);
     let mut left = Vec::new();
     for (&service, &(name, time)) in &allowed {
@@ -199,15 +210,31 @@ fn staying<'a>(snapshot: &Snapshot, services: &HashSet<&'a str>) -> HashSet<(&'a
         let Some(service) = services.get(service.as_str()) else {
             continue;
         };
-        let ports: BTreeSet<u16> = slice.ports.iter().map(|port| port.port).collect();
-        for endpoint in slice.endpoints.iter().filter(|e| !e.terminating) {
-            let sockets = ports
-                .iter()
-                .map(|port| SocketAddr::new(endpoint.address, *port));
-            staying.extend(sockets.map(|socket| (*service, socket)));
-        }
+        staying.extend(not_terminating(slice).map(|socket| (*service, socket)));
     }
     staying
+}
+
+/// Endpoints of any Service that are not terminating.
+fn named(snapshot: &Snapshot) -> HashSet<SocketAddr> {
+    let slices = snapshot.slices.iter().filter(|(name, slice)| {
+        let service = ObjectName::new(&*name.namespace, slice.service.as_str());
+        snapshot.services.contains_key(&service)
+    });
+    slices
+        .flat_map(|(_, slice)| not_terminating(slice))
+        .collect()
+}
+
+fn not_terminating(slice: &SliceObject) -> impl Iterator<Item = SocketAddr> {
+    let ports: BTreeSet<u16> = slice.ports.iter().map(|port| port.port).collect();
+    let endpoints = slice.endpoints.iter().filter(|e| !e.terminating);
+    endpoints.flat_map(move |endpoint| {
+        let ports = ports.clone();
+        ports
+            .into_iter()
+            .map(|port| SocketAddr::new(endpoint.address, port))
+    })
 }
 
 #[cfg(test)]
