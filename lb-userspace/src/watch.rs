@@ -54,8 +54,11 @@ mod table;
 const BURST: Duration = Duration::from_millis(2);
 /// Longest time to connect.
 const CONNECT: Duration = Duration::from_secs(5);
-/// Longest silence of a connection in use: the server ends a watch earlier, after 290 s.
-const SILENCE: Duration = Duration::from_secs(295);
+/// How long a watch lasts, in seconds, before it is asked for anew from where it stood.
+const WATCH: u32 = 60;
+/// Longest silence of a connection in use: the server ends a watch earlier. A server that is cut off without a
+/// word is noticed by nothing else.
+const SILENCE: Duration = Duration::from_secs(65);
 /// Most objects in an answer.
 const PAGE: u32 = 500;
 /// Labels of Services that others balance, or nobody.
@@ -195,7 +198,7 @@ fn events(
         None => format!("!{PROXY_NAME},!{HEADLESS}"),
         Some(name) => format!("{PROXY_NAME}={name},!{HEADLESS}"),
     };
-    let all = watcher::Config::default().page_size(PAGE);
+    let all = watcher::Config::default().page_size(PAGE).timeout(WATCH);
     let labelled = all.clone().labels(&ours);
     let named = format!("metadata.name={}", scope.node_name);
     let streams: [Events; 4] = [
