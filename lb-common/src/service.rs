@@ -84,7 +84,7 @@ pub mod service_flag {
 wire! {
     /// Value of `SERVICE_NAMES`: `namespace/name:port/PROTOCOL/FAMILY` in UTF-8, zero-padded.
     pub struct ServiceName {
-        /// 192 bytes; the longest legal name takes 154.
+        /// 192 bytes; names longer than that (each part may have 63) are refused.
         pub bytes: [[u8; 32]; 6],
     }
 }

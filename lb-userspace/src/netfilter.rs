@@ -23,7 +23,7 @@ const GET_RULE: u16 = NFTABLES | 7;
 pub struct Netfilter {
     /// Something masquerades: it picks ports of the node's addresses by itself.
     pub masquerade: bool,
-    /// kube-proxy's tables or chains are there.
+    /// kube-proxy's tables or chains are there, or may be.
     pub kube_proxy: bool,
 }
 
@@ -58,7 +58,9 @@ fn judge(tables: &[Vec<u8>], chains: &[Vec<u8>], rules: &[Vec<u8>], legacy: &str
     Netfilter {
         // `masq` is the expression of nftables, MASQUERADE the target of iptables on top of it.
         masquerade: any(rules, b"masq\0") || any(rules, b"MASQUERADE") || legacy_nat,
-        kube_proxy: any(tables, b"kube-proxy\0") || any(chains, b"KUBE-SERVICES\0"),
+        // Of the older iptables nobody tells whose rules they are: to leave the flows we do not know to the stack
+        // is the way that breaks none.
+        kube_proxy: any(tables, b"kube-proxy\0") || any(chains, b"KUBE-SERVICES\0") || legacy_nat,
     }
 }
 
@@ -123,7 +125,14 @@ mod tests {
                 "",
                 masquerade,
             ),
-            ("legacy nat", "", "", "", "filter\nnat\n", masquerade),
+            (
+                "legacy nat",
+                "",
+                "",
+                "",
+                "filter\nnat\n",
+                Netfilter::UNKNOWN,
+            ),
             (
                 "kube-proxy, nftables",
                 "kube-proxy\0",

@@ -109,7 +109,7 @@ impl Early {
             Switch::Off => None,
             Switch::On => Some(Policy::default()),
             Switch::Auto => Some(Policy {
-                leave_taken: true,
+                leave_taken: kube_proxy,
                 wait: if kube_proxy {
                     DEFERENCE
                 } else {

@@ -5,6 +5,9 @@ use std::{
     net::IpAddr,
 };
 
+/// Where kube-proxy in its IPVS mode holds the VIPs of all Services.
+const IPVS: &str = "kube-ipvs0";
+
 /// A network device.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
 pub struct Link {
@@ -59,12 +62,13 @@ impl Network {
         &self.links
     }
 
-    /// Every address of the node, on any device but the loopback.
+    /// Every address of the node, on any device but the loopback and that of kube-proxy, which holds VIPs.
     pub fn addresses(&self) -> BTreeSet<IpAddr> {
-        let devices = self
-            .addresses
-            .iter()
-            .filter(|(ifindex, _)| !self.is_loopback(**ifindex));
+        let is_own = |ifindex: &u32| {
+            let link = self.links.get(ifindex);
+            link.is_none_or(|link| !link.loopback && link.name != IPVS)
+        };
+        let devices = self.addresses.iter().filter(|(ifindex, _)| is_own(ifindex));
         devices
             .flat_map(|(_, addresses)| addresses.iter().map(|a| a.address))
             .collect()
@@ -90,10 +94,6 @@ impl Network {
             .iter()
             .find(|(_, link)| link.name == name)
             .map(|(index, _)| *index)
-    }
-
-    fn is_loopback(&self, ifindex: u32) -> bool {
-        self.links.get(&ifindex).is_some_and(|link| link.loopback)
     }
 
     pub(super) fn set_link(&mut self, ifindex: u32, link: Link) -> Change {
@@ -225,7 +225,7 @@ mod tests {
     }
 
     #[test]
-    fn the_loopback_s_addresses_are_not_the_node_s() {
+    fn addresses_of_the_loopback_and_of_kube_proxy_are_not_the_node_s() {
         let mut network = Network::default();
         network.set_link(
             1,
@@ -235,8 +235,16 @@ mod tests {
             },
         );
         network.set_link(2, Link::default());
+        network.set_link(
+            3,
+            Link {
+                name: "kube-ipvs0".to_owned(),
+                ..Link::default()
+            },
+        );
         for (ifindex, text, primary) in [
             (1, "192.0.2.1", true),
+            (3, "192.0.2.9", true),
             (2, "192.0.2.2", false),
             (2, "192.0.2.3", true),
         ] {
