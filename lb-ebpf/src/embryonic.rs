@@ -16,7 +16,7 @@ use crate::{
     flow_packet::{FlowPacket, Step},
     gate,
     removal::{change_use, end_half, holds, withdraw_half},
-    serving::{may_stay, serves_still},
+    serving::{Stay, serves_still, stays},
     stats,
     subprogram::step,
     tables::{MEMBERS, config},
@@ -147,7 +147,7 @@ fn request<F: Family>(
         forget::<F>(&reply_key, head.identity());
         return Step::MISS;
     }
-    if !packet.is_tcp() && !serves_still::<F>(out) && !may_stay::<F>(packet, out) {
+    if !packet.is_tcp() && !serves_still::<F>(out) && stays::<F>(packet, out) == Stay::No {
         if gate::is_frozen(packet.now) {
             return Step::refuse(Reason::Frozen);
         }

@@ -16,7 +16,7 @@ use crate::{
     flow_packet::{FlowPacket, Step},
     gate, pending,
     removal::{holds, remove},
-    serving::{may_stay, serves_still},
+    serving::{Stay, serves_still, stays},
     stats,
     subprogram::step,
     tables::SERVICES,
@@ -174,7 +174,8 @@ fn touch_flow<F: Family>(packet: &FlowPacket<F::Flow>, out: &mut F::Entry) -> St
                 (&raw const (*service).epoch).read_volatile()
             });
         if epoch != out.note().value() {
-            if !may_stay::<F>(packet, out) {
+            let stay = stays::<F>(packet, out);
+            if stay == Stay::No {
                 if gate::is_frozen(packet.now) {
                     return Step::refuse(Reason::Frozen);
                 }
@@ -182,8 +183,7 @@ fn touch_flow<F: Family>(packet: &FlowPacket<F::Flow>, out: &mut F::Entry) -> St
                 stats::event(Event::FlowReselected, packet.length);
                 return Step::MISS;
             }
-            // A service port that is gone has no epoch to note: who comes after it may take the flow.
-            if epoch != 0 {
+            if stay == Stay::Yes {
                 let note = Note::new(head.identity(), epoch);
                 // SAFETY: looked up just now; fails if the element serves another flow by now.
                 unsafe { exchange_note(entry, out.note(), note) };

@@ -23,15 +23,31 @@ pub(crate) fn serves_still<F: Family>(entry: &F::Entry) -> bool {
         .is_none_or(|service| service.epoch == entry.note().value())
 }
 
+/// What a UDP flow does whose service port has another set epoch than it noted.
+#[derive(Clone, Copy, Eq, PartialEq)]
+pub(crate) enum Stay {
+    /// It leaves its backend.
+    No,
+    /// It stays until the epoch moves again.
+    Yes,
+    /// It stays, but its frontend is another service port's or nobody's: it asks again at its next packet, for
+    /// the epoch it notes is not the one that would tell.
+    ForNow,
+}
+
 /// Whether the backend still serves the service port that has the flow's frontend now, or nobody else could.
 #[inline(always)]
-pub(crate) fn may_stay<F: Family>(packet: &FlowPacket<F::Flow>, entry: &F::Entry) -> bool {
-    let service = match service_now::<F>(packet) {
-        0 => entry.service(),
-        now => now,
-    };
+pub(crate) fn stays<F: Family>(packet: &FlowPacket<F::Flow>, entry: &F::Entry) -> Stay {
+    let now = service_now::<F>(packet);
+    let service = if now == 0 { entry.service() } else { now };
     // No selection to move to: moving would only churn.
-    serves(service, entry.backend()) || !has_selection(service)
+    if !serves(service, entry.backend()) && has_selection(service) {
+        Stay::No
+    } else if now == entry.service() {
+        Stay::Yes
+    } else {
+        Stay::ForNow
+    }
 }
 
 fn serves(service: u32, backend: u32) -> bool {

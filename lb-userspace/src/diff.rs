@@ -13,11 +13,11 @@
 //! A VIP's frontends come before its address and go after it: the address is what makes the data
 //! path answer for every other port too, and it must never do so while frontends are missing.
 //!
-//! A service port that loses members or a frontend to another, or whose members are less than they were, is
-//! published twice: first with its new selections and its old set epoch, and once more with the new epoch when
-//! the members are gone and the frontend is the other's. Whoever reads an epoch therefore finds the members and
-//! frontends of that epoch, or newer ones; and session affinity finds a client's backend a member for as long
-//! as others could draw it.
+//! A service port that loses members or frontends, or whose members are less than they were, is published twice:
+//! first with its new selections and its old set epoch, and once more with the new epoch when members and
+//! frontends are gone. Whoever reads an epoch therefore finds the members of that epoch, or newer ones, and
+//! looks for frontends of that epoch or newer ones after it; and session affinity finds a client's backend a
+//! member for as long as others could draw it.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -120,14 +120,14 @@ pub fn diff(actual: &TableSet, desired: &TableSet) -> Vec<TableOp> {
     ops
 }
 
-/// Service ports of which another takes a frontend.
+/// Service ports that lose a frontend, to another or to nobody.
 pub(crate) fn losers<'a>(
     actual: &'a BTreeMap<FrontendId, FrontendRecord>,
     desired: &'a BTreeMap<FrontendId, FrontendRecord>,
 ) -> impl Iterator<Item = u32> + 'a {
     let moved = actual.iter().filter(|(id, old)| {
         let new = desired.get(id);
-        new.is_some_and(|new| new.service != old.service)
+        new.is_none_or(|new| new.service != old.service)
     });
     moved.map(|(_, old)| old.service)
 }

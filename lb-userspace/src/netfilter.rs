@@ -23,8 +23,10 @@ const GET_RULE: u16 = NFTABLES | 7;
 pub struct Netfilter {
     /// Something masquerades: it picks ports of the node's addresses by itself.
     pub masquerade: bool,
-    /// kube-proxy's tables or chains are there, or may be.
+    /// kube-proxy's tables or chains are there.
     pub kube_proxy: bool,
+    /// They may be: nobody tells whose the rules of the older iptables are.
+    pub perhaps_kube_proxy: bool,
 }
 
 impl Netfilter {
@@ -32,6 +34,7 @@ impl Netfilter {
     pub const UNKNOWN: Self = Self {
         masquerade: true,
         kube_proxy: true,
+        perhaps_kube_proxy: true,
     };
 }
 
@@ -55,12 +58,12 @@ fn judge(tables: &[Vec<u8>], chains: &[Vec<u8>], rules: &[Vec<u8>], legacy: &str
             .any(|answer| answer.windows(name.len()).any(|window| window == name))
     };
     let legacy_nat = legacy.lines().any(|table| table == "nat");
+    let kube_proxy = any(tables, b"kube-proxy\0") || any(chains, b"KUBE-SERVICES\0");
     Netfilter {
         // `masq` is the expression of nftables, MASQUERADE the target of iptables on top of it.
         masquerade: any(rules, b"masq\0") || any(rules, b"MASQUERADE") || legacy_nat,
-        // Of the older iptables nobody tells whose rules they are: to leave the flows we do not know to the stack
-        // is the way that breaks none.
-        kube_proxy: any(tables, b"kube-proxy\0") || any(chains, b"KUBE-SERVICES\0") || legacy_nat,
+        kube_proxy,
+        perhaps_kube_proxy: kube_proxy || legacy_nat,
     }
 }
 
@@ -105,6 +108,7 @@ mod tests {
         };
         let kube_proxy = Netfilter {
             kube_proxy: true,
+            perhaps_kube_proxy: true,
             ..none
         };
         for (name, tables, chains, rules, legacy, expected) in [
@@ -131,7 +135,10 @@ mod tests {
                 "",
                 "",
                 "filter\nnat\n",
-                Netfilter::UNKNOWN,
+                Netfilter {
+                    perhaps_kube_proxy: true,
+                    ..masquerade
+                },
             ),
             (
                 "kube-proxy, nftables",

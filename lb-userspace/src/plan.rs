@@ -38,6 +38,7 @@ pub(crate) use draft::owner;
 pub use health::{HealthCheck, WithoutLocal};
 pub use incremental::Patch;
 pub use keep::keep;
+pub use publish::raise_losers;
 
 /// What the tables should hold, and what we refused to put there.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]

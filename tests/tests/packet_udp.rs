@@ -185,28 +185,45 @@ fn who_takes_a_frontend_of_a_service_that_lives_on_takes_its_flows() {
         let (old, new) = (talk.backend(), book.backend(6, 8443));
         let question = talk.question();
         let moved = towards(INSIDE, 6, &question.clone().from(&talk.seen()).to(&new));
+        let follows = || {
+            from(OUTSIDE, &question)
+                .forwards(&moved)
+                .creates()
+                .event(Event::FlowReselected)
+        };
         // Another frontend and its backends stay with the one that loses this.
         let loses = book.bare().frontend(&book.frontend(444));
-        let takes = loses.backends([old.as_str()]).frontend(&book.frontend(443));
+        let takes = loses
+            .clone()
+            .backends([old.as_str()])
+            .frontend(&book.frontend(443));
         let name = |what: &str| format!("{}: {what}", talk.name());
         [
             case(name("moves"), talk.tables())
                 .steps(talk.handshake())
                 .tables(takes.clone().backends([new.as_str()]), 2)
-                .step(
-                    from(OUTSIDE, &question)
-                        .forwards(&moved)
-                        .creates()
-                        .event(Event::FlowReselected),
-                ),
-            case(name("the same backend"), talk.tables())
+                .step(follows()),
+            case(name("the same backend, then without it"), talk.tables())
                 .steps(talk.handshake())
                 .tables(takes.clone().backends([old.as_str(), new.as_str()]), 2)
-                .step(talk.request(&question)),
-            case(name("to one without backends"), talk.tables())
+                .step(talk.request(&question))
+                .tables(takes.clone().backends([new.as_str()]), 2)
+                .step(follows()),
+            case(
+                name("to one without backends, then with one"),
+                talk.tables(),
+            )
+            .steps(talk.handshake())
+            .tables(takes.clone(), 2)
+            .step(talk.request(&question))
+            .tables(takes.clone().backends([new.as_str()]), 2)
+            .step(follows()),
+            case(name("to nobody, then to another"), talk.tables())
                 .steps(talk.handshake())
-                .tables(takes, 2)
-                .step(talk.request(&question)),
+                .tables(loses.backends([old.as_str()]), 2)
+                .step(talk.request(&question))
+                .tables(takes.backends([new.as_str()]), 2)
+                .step(follows()),
         ]
     });
     run(cases.collect());

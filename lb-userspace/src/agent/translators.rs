@@ -21,7 +21,7 @@ impl Choices {
     const fn new(config: &Config, found: Netfilter) -> Self {
         Self {
             unknown_flows: match config.unknown_flows {
-                UnknownFlows::Auto if found.kube_proxy => DataPathUnknownFlows::Stack,
+                UnknownFlows::Auto if found.perhaps_kube_proxy => DataPathUnknownFlows::Stack,
                 UnknownFlows::Auto | UnknownFlows::Select => DataPathUnknownFlows::Select,
                 UnknownFlows::Stack => DataPathUnknownFlows::Stack,
                 UnknownFlows::Drop => DataPathUnknownFlows::Drop,
@@ -58,6 +58,7 @@ impl Translators {
         info!(
             masquerade = found.masquerade,
             kube_proxy = found.kube_proxy,
+            perhaps_kube_proxy = found.perhaps_kube_proxy,
             unknown_flows = ?choices.unknown_flows,
             drop_unallocated = choices.drop_unallocated,
             "other translators on this node"
@@ -116,20 +117,21 @@ mod tests {
     #[test]
     fn auto_leaves_to_a_kube_proxy_what_is_its() {
         use DataPathUnknownFlows::{Drop, Select, Stack};
-        for (name, keys, kube_proxy, unknown_flows, drop_unallocated) in [
-            ("alone", "", false, Select, true),
-            ("beside kube-proxy", "", true, Stack, false),
+        for (name, keys, [kube_proxy, perhaps_kube_proxy], unknown_flows, drop_unallocated) in [
+            ("alone", "", [false, false], Select, true),
+            ("beside kube-proxy", "", [true, true], Stack, false),
+            ("perhaps beside kube-proxy", "", [false, true], Stack, true),
             (
                 "as told",
                 "unknownFlows: select\ndropUnallocated: true",
-                true,
+                [true, true],
                 Select,
                 true,
             ),
             (
                 "as told, otherwise",
                 "unknownFlows: drop\ndropUnallocated: false",
-                false,
+                [false, false],
                 Drop,
                 false,
             ),
@@ -138,6 +140,7 @@ mod tests {
             let config = Config::parse(&text, ConfigFlags::default()).expect("a configuration");
             let found = Netfilter {
                 kube_proxy,
+                perhaps_kube_proxy,
                 ..Netfilter::default()
             };
             let expected = Choices {

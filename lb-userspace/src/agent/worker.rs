@@ -19,7 +19,7 @@ use crate::{
     expire::InUse,
     metrics::Metrics,
     node::NodeConfig,
-    plan::{HealthCheck, Patch, Plan, Planner, Quarantine, keep},
+    plan::{HealthCheck, Patch, Plan, Planner, Quarantine, keep, raise_losers},
     snapshot::{ObjectName, Rejection, Snapshot},
     stack_flows::{Frontends, StackFlows},
     tables::{ServiceRecord, TableSet},
@@ -161,6 +161,7 @@ impl Worker {
                 }
             }
             keep(&self.actual, &mut tables, &self.unseen);
+            raise_losers(&self.actual, &mut tables);
             // The tables are not those that were planned.
             self.planner.forget();
         }

@@ -254,7 +254,7 @@ fn check_service(
         prop_assert_eq!(members(now), members(desired), "the epoch moved too early");
         let given = now.frontends.iter().find(|(frontend, record)| {
             let new = desired.frontends.get(frontend);
-            record.service == id && new.is_some_and(|new| new.service != id)
+            record.service == id && new.is_none_or(|new| new.service != id)
         });
         prop_assert_eq!(given, None, "the epoch moved before a frontend");
     }

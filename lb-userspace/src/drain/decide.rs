@@ -1,7 +1,7 @@
 //! Which flows have a deadline, and when it is. Pure.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
+    collections::{BTreeMap, HashMap, HashSet},
     net::SocketAddr,
     time::Duration,
 };
@@ -81,14 +81,12 @@ pub(super) fn decide(
     });
     let mut deadlines: BTreeMap<_, _> = kept.map(|(key, deadline)| (*key, *deadline)).collect();
     if !deadlines.is_empty() {
-        let named = named(snapshot);
-        deadlines.retain(|key, _| {
-            let endpoint = hanging.get(key).map(|hanging| hanging.endpoint);
-            let backend = || Some(tables.backends.get(&key.backend)?.endpoint);
-            endpoint
-                .or_else(backend)
-                .is_none_or(|it| !named.contains(&it))
-        });
+        let endpoint = |key: &MemberKey| {
+            let hanging = hanging.get(key).map(|hanging| hanging.endpoint);
+            hanging.or_else(|| Some(tables.backends.get(&key.backend)?.endpoint))
+        };
+        let named = named(snapshot, &deadlines.keys().filter_map(endpoint).collect());
+        deadlines.retain(|key, _| endpoint(key).is_none_or(|it| !named.contains(&it)));
     }
     let allowed = allowed(tables, snapshot);
     let mut left = Vec::new();
@@ -215,25 +213,26 @@ fn staying<'a>(snapshot: &Snapshot, services: &HashSet<&'a str>) -> HashSet<(&'a
     staying
 }
 
-/// Endpoints of any Service that are not terminating.
-fn named(snapshot: &Snapshot) -> HashSet<SocketAddr> {
-    let slices = snapshot.slices.iter().filter(|(name, slice)| {
-        let service = ObjectName::new(&*name.namespace, slice.service.as_str());
-        snapshot.services.contains_key(&service)
-    });
-    slices
-        .flat_map(|(_, slice)| not_terminating(slice))
-        .collect()
+/// Those of `wanted` that are endpoints of any Service and not terminating.
+fn named(snapshot: &Snapshot, wanted: &HashSet<SocketAddr>) -> HashSet<SocketAddr> {
+    let mut named = HashSet::new();
+    for (name, slice) in &snapshot.slices {
+        let mut found = not_terminating(slice)
+            .filter(|it| wanted.contains(it))
+            .peekable();
+        let service = || ObjectName::new(&*name.namespace, slice.service.as_str());
+        if found.peek().is_some() && snapshot.services.contains_key(&service()) {
+            named.extend(found);
+        }
+    }
+    named
 }
 
 fn not_terminating(slice: &SliceObject) -> impl Iterator<Item = SocketAddr> {
-    let ports: BTreeSet<u16> = slice.ports.iter().map(|port| port.port).collect();
     let endpoints = slice.endpoints.iter().filter(|e| !e.terminating);
     endpoints.flat_map(move |endpoint| {
-        let ports = ports.clone();
-        ports
-            .into_iter()
-            .map(|port| SocketAddr::new(endpoint.address, port))
+        let ports = slice.ports.iter();
+        ports.map(move |port| SocketAddr::new(endpoint.address, port.port))
     })
 }
 

@@ -278,9 +278,9 @@ pub(super) fn epoch(old: Option<&ServiceRecord>, same: bool) -> u32 {
     }
 }
 
-/// Gives service ports of which another takes a frontend a new set epoch: their UDP flows look whose backends
-/// serve there now.
-pub(super) fn raise_losers(before: &TableSet, after: &mut TableSet) {
+/// Gives service ports that lose a frontend a new set epoch: their UDP flows look whose it is now, and whose
+/// backends serve there.
+pub fn raise_losers(before: &TableSet, after: &mut TableSet) {
     for id in losers(&before.frontends, &after.frontends) {
         if let (Some(old), Some(new)) = (before.services.get(&id), after.services.get_mut(&id)) {
             new.epoch = epoch(Some(old), false);
