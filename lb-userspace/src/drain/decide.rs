@@ -1,7 +1,7 @@
 //! Which flows have a deadline, and when it is. Pure.
 
 use std::{
-    collections::{BTreeMap, HashMap, HashSet},
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
     net::SocketAddr,
     time::Duration,
 };
@@ -12,7 +12,7 @@ use crate::{
     dataplane::TableOp,
     expire::Hanging,
     plan::owner,
-    snapshot::{ObjectName, ServiceObject, SliceObject, Snapshot},
+    snapshot::{ObjectName, ServiceObject, Snapshot},
     tables::TableSet,
 };
 
@@ -67,8 +67,7 @@ const fn whole_seconds(time: Duration) -> u64 {
 ///
 /// Flows of a service port with a drain deadline have one if their backend takes no new flows of it
 /// and is terminating or no longer among its endpoints. One that is not ready for a while only waits.
-/// Of a service port that is gone, or whose Service cannot be read, deadlines stay as they are, unless a
-/// Service has the endpoint as before: its port was renamed, or it was made again.
+/// Of a service port whose Service is gone, or cannot be read, deadlines stay as they are.
 pub(super) fn decide(
     old: &BTreeMap<MemberKey, Deadline>,
     hanging: &BTreeMap<MemberKey, Hanging>,
@@ -80,14 +79,6 @@ pub(super) fn decide(
         !is_told_of(tables, snapshot, key.service) && !takes_new_flows(tables, **key)
     });
     let mut deadlines: BTreeMap<_, _> = kept.map(|(key, deadline)| (*key, *deadline)).collect();
-    if !deadlines.is_empty() {
-        let endpoint = |key: &MemberKey| {
-            let hanging = hanging.get(key).map(|hanging| hanging.endpoint);
-            hanging.or_else(|| Some(tables.backends.get(&key.backend)?.endpoint))
-        };
-        let named = named(snapshot, &deadlines.keys().filter_map(endpoint).collect());
-        deadlines.retain(|key, _| endpoint(key).is_none_or(|it| !named.contains(&it)));
-    }
     let allowed = allowed(tables, snapshot);
     let mut left = Vec::new();
     for (&service, &(name, time)) in &allowed {
@@ -208,32 +199,15 @@ fn staying<'a>(snapshot: &Snapshot, services: &HashSet<&'a str>) -> HashSet<(&'a
         let Some(service) = services.get(service.as_str()) else {
             continue;
         };
-        staying.extend(not_terminating(slice).map(|socket| (*service, socket)));
-    }
-    staying
-}
-
-/// Those of `wanted` that are endpoints of any Service and not terminating.
-fn named(snapshot: &Snapshot, wanted: &HashSet<SocketAddr>) -> HashSet<SocketAddr> {
-    let mut named = HashSet::new();
-    for (name, slice) in &snapshot.slices {
-        let mut found = not_terminating(slice)
-            .filter(|it| wanted.contains(it))
-            .peekable();
-        let service = || ObjectName::new(&*name.namespace, slice.service.as_str());
-        if found.peek().is_some() && snapshot.services.contains_key(&service()) {
-            named.extend(found);
+        let ports: BTreeSet<u16> = slice.ports.iter().map(|port| port.port).collect();
+        for endpoint in slice.endpoints.iter().filter(|e| !e.terminating) {
+            let sockets = ports
+                .iter()
+                .map(|port| SocketAddr::new(endpoint.address, *port));
+            staying.extend(sockets.map(|socket| (*service, socket)));
         }
     }
-    named
-}
-
-fn not_terminating(slice: &SliceObject) -> impl Iterator<Item = SocketAddr> {
-    let endpoints = slice.endpoints.iter().filter(|e| !e.terminating);
-    endpoints.flat_map(move |endpoint| {
-        let ports = slice.ports.iter();
-        ports.map(move |port| SocketAddr::new(endpoint.address, port.port))
-    })
+    staying
 }
 
 #[cfg(test)]

@@ -135,43 +135,6 @@ fn a_service_that_cannot_be_read_keeps_its_deadlines() {
 }
 
 #[test]
-fn a_port_that_gets_another_name_ends_nothing() {
-    let before = planned(&TableSet::default(), &web(Some(60), &BOTH));
-    let key = left(&before);
-    let renamed = |endpoints: &[&str]| {
-        let mut web = service("web", &["192.0.2.1"], &["pg:80", "metrics:9187"]);
-        web.drain_deadline = Some(Duration::from_mins(1));
-        snapshot(
-            [web],
-            [slice("web", &["pg:8080", "metrics:9187"], endpoints)],
-        )
-    };
-    let decided = |after: &Snapshot, hanging: &BTreeMap<_, _>| {
-        let tables = planned(&before, after);
-        assert!(!tables.services.contains_key(&key.service), "another id");
-        let made_of = web(Some(60), &BOTH);
-        let ops = diff(&before, &tables);
-        let begun = expect(&BTreeMap::new(), &ops, &before, &made_of, NOW);
-        assert!(begun.contains_key(&key));
-        let decided = decide(&begun, hanging, &tables, after, NOW);
-        decided.get(&key).map(|deadline| deadline.at)
-    };
-    let hanging = hanging(&before);
-    let leaving = ["10.0.0.1 unready terminating", "10.0.0.2"];
-    for (name, endpoints, expected) in [
-        ("all stay", BOTH.as_slice(), None),
-        ("one is not ready", &["10.0.0.1 unready", "10.0.0.2"], None),
-        ("one leaves with it", &leaving, Some(NOW + 60)),
-        ("one is gone with it", &["10.0.0.2"], Some(NOW + 60)),
-    ] {
-        let after = renamed(endpoints);
-        assert_eq!(decided(&after, &hanging), expected, "{name}");
-    }
-    // Flows nobody has seen yet are known by their backend.
-    assert_eq!(decided(&renamed(&BOTH), &BTreeMap::new()), None);
-}
-
-#[test]
 fn without_flows_there_is_no_deadline() {
     let before = planned(&TableSet::default(), &web(Some(60), &BOTH));
     let after = web(Some(60), &["10.0.0.2"]);
