@@ -7,7 +7,7 @@ use lb_common::{
 };
 use lb_tests::{
     book::{BOOKS, UDP_BOOKS, towards},
-    case::{case, from, run},
+    case::{Step, case, from, run},
     flows::{Conversation, Mode},
     network::{INSIDE, OUTSIDE, PODS},
     tables::{Tables, tables},
@@ -139,20 +139,25 @@ fn what_moves_is_a_new_flow_to_policies_and_ranges() {
     run(cases.collect());
 }
 
+/// The client's next question, which goes to another host behind [`INSIDE`] as a new flow.
+fn moves(talk: Conversation, host: u8) -> Step {
+    let question = talk.question();
+    let there = talk.book.backend(host, 8443);
+    let moved = question.clone().from(&talk.seen()).to(&there);
+    from(OUTSIDE, &question)
+        .forwards(&towards(INSIDE, host, &moved))
+        .creates()
+        .event(Event::FlowReselected)
+}
+
 #[test]
 fn who_takes_a_deleted_services_frontend_takes_its_flows() {
     let cases = UDP_BOOKS.into_iter().flat_map(|book| {
         let talk = Conversation::new(book, Mode::FullNat);
         let (old, new) = (talk.backend(), book.backend(6, 8443));
         let question = talk.question();
-        let moved = towards(INSIDE, 6, &question.clone().from(&talk.seen()).to(&new));
         let heir = book.service().gone([old.as_str()]).backends([new.as_str()]);
-        let follows = || {
-            from(OUTSIDE, &question)
-                .forwards(&moved)
-                .creates()
-                .event(Event::FlowReselected)
-        };
+        let follows = || moves(talk, 6);
         let deleted = || tables().gone([old.as_str()]);
         let name = |what: &str| format!("{}: {what}", talk.name());
         [
@@ -184,13 +189,7 @@ fn who_takes_a_frontend_of_a_service_that_lives_on_takes_its_flows() {
         let talk = Conversation::new(book, Mode::FullNat);
         let (old, new) = (talk.backend(), book.backend(6, 8443));
         let question = talk.question();
-        let moved = towards(INSIDE, 6, &question.clone().from(&talk.seen()).to(&new));
-        let follows = || {
-            from(OUTSIDE, &question)
-                .forwards(&moved)
-                .creates()
-                .event(Event::FlowReselected)
-        };
+        let follows = || moves(talk, 6);
         // Another frontend and its backends stay with the one that loses this.
         let loses = book.bare().frontend(&book.frontend(444));
         let takes = loses

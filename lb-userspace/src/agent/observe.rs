@@ -107,15 +107,11 @@ impl Early {
         }
         let policy = match config.health_check_node_ports {
             Switch::Off => None,
-            Switch::On => Some(Policy::default()),
-            Switch::Auto => Some(Policy {
-                leave_taken: kube_proxy,
-                wait: if kube_proxy {
-                    DEFERENCE
-                } else {
-                    Duration::ZERO
-                },
+            Switch::Auto if kube_proxy => Some(Policy {
+                leave_taken: true,
+                wait: DEFERENCE,
             }),
+            Switch::On | Switch::Auto => Some(Policy::default()),
         };
         let tell = move |service: &ObjectName, text: &str| {
             let subject = Subject {

@@ -182,11 +182,11 @@ impl<'w> Client<'w> {
         found.into_inner().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Every target refuses.
+    /// Every target refuses, within a second.
     pub fn refused(&self, targets: &Targets) {
         self.everywhere(targets, |target| {
             for number in 0..3 {
-                let answer = self.attempt_here(target, PATIENCE);
+                let answer = self.attempt_here(target, SILENCE);
                 if answer != Answer::Refused {
                     return Err(format!("attempt {number}: {answer:?}, not refused"));
                 }

@@ -173,20 +173,22 @@ impl<'c> Space<'c> {
     /// name the last of them a second after all are ready.
     pub fn wait_balanced(&self, name: &str, vips: Pair) {
         let pods = self.pods(name);
+        self.wait_ours(&vips.at(80));
         for server in vips.at(80) {
-            self.wait_ours(server);
             self.wait_heard(server, &pods);
         }
     }
 
     /// Waits until Sluice answers: what comes later goes by it too.
-    pub fn wait_ours(&self, server: SocketAddr) {
-        self.wait_answer(server, |answer| {
-            answer.as_ref().is_ok_and(|it| {
-                let peer = it.peer.ip().to_string();
-                SNAT.contains(&peer.as_str())
-            })
-        });
+    pub fn wait_ours(&self, servers: &[SocketAddr]) {
+        for server in servers {
+            self.wait_answer(*server, |answer| {
+                answer.as_ref().is_ok_and(|it| {
+                    let peer = it.peer.ip().to_string();
+                    SNAT.contains(&peer.as_str())
+                })
+            });
+        }
     }
 
     /// Waits until each of `pods` has answered.

@@ -53,9 +53,7 @@ fn pods_answer_while_the_api_server_and_etcd_are_dead() {
     let more = new_vips();
     let all = [vips.v4, vips.v6, more.v4, more.v6].map(|ip| json!({"ip": ip}));
     space.set_ingress("web", &json!(all));
-    for server in more.at(80) {
-        space.wait_ours(server);
-    }
+    space.wait_ours(&more.at(80));
     let took = start.elapsed().as_secs_f64();
     say(&format!(
         "a change shows {took:.1} s after the API server is back"
@@ -106,9 +104,7 @@ fn a_watch_that_is_too_old_starts_anew() {
     });
     watch.check("no way to the API server");
     drop(reachable);
-    for server in new.at(80) {
-        space.wait_ours(server);
-    }
+    space.wait_ours(&new.at(80));
     for server in gone.at(80) {
         wait_unserved(&space, server);
     }

@@ -84,9 +84,7 @@ fn a_client_stays_with_its_pod_while_the_service_says_so() {
     space.apply(&objects::deployment("web", 3));
     let vips = space.load_balancer("web", &json!({"sessionAffinity": "ClientIP"}));
     space.wait_rolled_out("web");
-    for server in vips.at(80) {
-        space.wait_ours(server);
-    }
+    space.wait_ours(&vips.at(80));
     for (protocol, port) in [(Protocol::Tcp, 80), (Protocol::Udp, 53)] {
         for server in vips.at(port) {
             let answers = ask(&cluster, protocol, server);

@@ -61,8 +61,10 @@ impl Processes {
                     make(group)?;
                     inherit(group)?;
                 }
-                favour(&group)?;
             }
+        }
+        for hierarchy in &all {
+            favour(&hierarchy.join(&self.group))?;
         }
         make(&self.records)?;
         make(&self.logs)
