@@ -164,16 +164,8 @@ fn may_start<F: Family>(packet: &FlowPacket<F::Flow>) -> Step {
 /// The frontend a packet is for, or what becomes of a packet that is for none.
 #[inline(always)]
 fn find_frontend<F: Family>(packet: &FlowPacket<F::Flow>, out: &mut Frontend) -> Step {
-    let (address, port) = (packet.flow.destination(), packet.flow.destination_port());
-    let protocol = packet.protocol();
-    if let Some(frontend) = F::frontend(address, port, protocol) {
-        *out = frontend;
-        return Step::FORWARD;
-    }
-    let role = address_role::<F>(address);
-    if role & address_role::NODE_PORT != 0
-        && let Some(frontend) = F::frontend(F::Address::default(), port, protocol)
-    {
+    let mut role = 0;
+    if let Some(frontend) = frontend::<F>(packet, &mut role) {
         *out = frontend;
         return Step::FORWARD;
     }
@@ -186,11 +178,32 @@ fn find_frontend<F: Family>(packet: &FlowPacket<F::Flow>, out: &mut Frontend) ->
     if packet.is_tcp()
         && packet.segment() != Segment::Syn
         && config!(flags) & config_flag::DIRECT_BACKEND_ACCESS == 0
-        && F::is_gateway_endpoint(packet.flow.source(), packet.flow.source_port(), protocol)
+        && F::is_gateway_endpoint(
+            packet.flow.source(),
+            packet.flow.source_port(),
+            packet.protocol(),
+        )
     {
         return Step::refuse(Reason::GatewayMiss);
     }
     Step::refuse(Reason::NotOurs)
+}
+
+/// The frontend at a packet's destination. `role` becomes what the address is if it has none of its own.
+#[inline(always)]
+pub(crate) fn frontend<F: Family>(
+    packet: &FlowPacket<F::Flow>,
+    role: &mut u32,
+) -> Option<Frontend> {
+    let (address, port) = (packet.flow.destination(), packet.flow.destination_port());
+    let protocol = packet.protocol();
+    F::frontend(address, port, protocol).or_else(|| {
+        *role = address_role::<F>(address);
+        if *role & address_role::NODE_PORT == 0 {
+            return None;
+        }
+        F::frontend(F::Address::default(), port, protocol)
+    })
 }
 
 /// Bits of [`lb_common::service::address_role`].

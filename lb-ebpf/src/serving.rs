@@ -2,13 +2,13 @@
 
 use lb_common::{
     conntrack::{Entry as _, flag},
-    flow::Flow as _,
     service::{MemberKey, member_flag},
 };
 
 use crate::{
     family::Family,
     flow_packet::FlowPacket,
+    select,
     tables::{MEMBERS, SERVICES},
 };
 
@@ -63,12 +63,8 @@ fn has_selection(service: u32) -> bool {
         .is_some_and(|service| (service.cluster as u32) != 0 || (service.local as u32) != 0)
 }
 
-/// The service port that has the packet's frontend now; 0 for none. The flow was made at this address, so
-/// that a node port is one there.
+/// The service port that has the packet's frontend now; 0 for none.
 #[inline(always)]
 fn service_now<F: Family>(packet: &FlowPacket<F::Flow>) -> u32 {
-    let (port, protocol) = (packet.flow.destination_port(), packet.protocol());
-    F::frontend(packet.flow.destination(), port, protocol)
-        .or_else(|| F::frontend(F::Address::default(), port, protocol))
-        .map_or(0, |frontend| frontend.service)
+    select::frontend::<F>(packet, &mut 0).map_or(0, |frontend| frontend.service)
 }

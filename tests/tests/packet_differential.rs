@@ -77,7 +77,7 @@ fn acts() -> impl Strategy<Value = Vec<Act>> {
             .prop_map(|(client, destination, kind)| Act::Request { client, destination, kind }),
         4 => (0_u8..7, 0_u8..6, kind)
             .prop_map(|(client, destination, kind)| Act::Reply { client, destination, kind }),
-        1 => (0_u8..5).prop_map(Act::Publish),
+        1 => (0_u8..7).prop_map(Act::Publish),
         1 => (0_u8..80).prop_map(Act::Wait),
     ];
     prop::collection::vec(act, 1..40)

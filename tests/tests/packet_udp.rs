@@ -217,6 +217,20 @@ fn who_takes_a_frontend_of_a_service_that_lives_on_takes_its_flows() {
             .step(talk.request(&question))
             .tables(takes.clone().backends([new.as_str()]), 2)
             .step(follows()),
+            case(
+                name("to nobody, where a node port has its number"),
+                talk.tables(),
+            )
+            .steps(talk.handshake())
+            .tables(
+                loses
+                    .clone()
+                    .backends([old.as_str()])
+                    .frontend(&book.frontend_at(book.pick("0.0.0.0:443", "[::]:443")))
+                    .backends([new.as_str()]),
+                2,
+            )
+            .step(talk.request(&question)),
             case(name("to nobody, then to another"), talk.tables())
                 .steps(talk.handshake())
                 .tables(loses.backends([old.as_str()]), 2)

@@ -12,8 +12,19 @@ use lb_tests::{book::Book, tables::Tables};
 pub(crate) fn tables(book: Book, variant: u8) -> Tables {
     let any = book.at(book.pick("0.0.0.0", "::"), 30_080);
     let frontend = |number| book.frontend_at(&destination(book, number));
-    let service = members(book, variant, book.service())
-        .frontend(&frontend(1))
+    // In the last two variants the first service has another frontend, and the second one has its; in the very
+    // last with a backend of both.
+    let (moved, shared) = (variant >= 5, variant == 6);
+    let variant = variant % 5;
+    let first = book.bare().frontend(&frontend(if moved { 6 } else { 0 }));
+    let mut service = members(book, variant, first).frontend(&frontend(1));
+    if moved {
+        service = service.also(&frontend(0));
+    }
+    if shared {
+        service = service.backends([book.backend(5, 8443).as_str()]);
+    }
+    let service = service
         .backends([book.backend(7, 9_000).as_str()])
         .keep_source()
         .frontend(&book.frontend_at(&any))
@@ -83,7 +94,7 @@ fn members(book: Book, variant: u8, service: Tables) -> Tables {
     }
 }
 
-/// Frontends first, then what is none.
+/// Frontends first, then what is none in most variants, or never.
 pub(crate) fn destination(book: Book, number: u8) -> String {
     match number {
         0 => book.vip(443),

@@ -141,18 +141,14 @@ impl Forwarder {
         source: SocketAddr,
     ) {
         let tuple = packet.tuple;
-        let epoch = |service: u32| {
-            tables
-                .services
-                .get(&service)
-                .map_or(0, |record| record.epoch)
-        };
         match outcome {
-            Outcome::Refused(_) => {}
-            Outcome::New(new) => {
-                if let Some(old) = self.halves.remove(&tuple) {
-                    self.halves.remove(&old.written.reversed());
+            Outcome::Refused(_) => {
+                if tuple.protocol == Protocol::Udp {
+                    self.forget(&tuple);
                 }
+            }
+            Outcome::New(new) => {
+                self.forget(&tuple);
                 let written = Tuple {
                     source,
                     destination: new.endpoint,
@@ -164,7 +160,7 @@ impl Forwarder {
                     backend: new.backend,
                     forward: true,
                     state: state::ESTABLISHED,
-                    epoch: epoch(new.service),
+                    epoch: epoch(tables, new.service),
                 };
                 let reverse = Half {
                     written: tuple.reversed(),
@@ -191,7 +187,14 @@ impl Forwarder {
                         step(half.state, other.state, Segment::of(packet.tcp_flags), true)
                     }
                 };
-                let epoch = epoch(half.service);
+                // While its frontend is another's or nobody's, the epoch of its own tells nothing.
+                let is_told =
+                    half.forward && self.service_now(tables, packet) == Some(half.service);
+                let epoch = if is_told {
+                    epoch(tables, half.service)
+                } else {
+                    half.epoch
+                };
                 for (tuple, state) in [(tuple, own), (peer, other)] {
                     if let Some(half) = self.halves.get_mut(&tuple) {
                         half.state = state;
@@ -202,30 +205,52 @@ impl Forwarder {
         }
     }
 
+    /// Takes both halves of a flow out, if there is one.
+    fn forget(&mut self, tuple: &Tuple) {
+        if let Some(old) = self.halves.remove(tuple) {
+            self.halves.remove(&old.written.reversed());
+        }
+    }
+
     /// Whether a packet of a known flow begins another one in its place: a SYN after the end, if the
-    /// backend takes no new flows, or UDP whose backend stopped serving.
+    /// backend takes no new flows, or UDP whose backend does not serve there any more.
     fn starts_anew(&self, tables: &TableSet, packet: &ModelPacket, half: &Half) -> bool {
-        let member = tables
-            .members
-            .get(&(half.service, half.backend))
-            .copied()
-            .unwrap_or(0);
+        let member = |service: u32| {
+            let flags = tables.members.get(&(service, half.backend));
+            flags.copied().unwrap_or(0)
+        };
         match packet.tuple.protocol {
             _ if !half.forward => false,
             Protocol::Tcp => {
-                let takes_new = member & member_flag::SELECTED != 0;
+                let takes_new = member(half.service) & member_flag::SELECTED != 0;
                 Segment::of(packet.tcp_flags) == Segment::Syn
                     && state::is_closed(half.state)
                     && !takes_new
             }
             Protocol::Udp => {
-                let moved = tables.services.get(&half.service).is_some_and(|record| {
-                    record.epoch != half.epoch && record.cluster.length + record.local.length > 0
-                });
-                moved && member & member_flag::SERVING == 0 && self.select(tables, packet).is_ok()
+                let now = self.service_now(tables, packet).unwrap_or(half.service);
+                let record = tables.services.get(&now);
+                let others = record.is_some_and(|r| r.cluster.length + r.local.length > 0);
+                epoch(tables, half.service) != half.epoch
+                    && member(now) & member_flag::SERVING == 0
+                    && others
             }
         }
     }
+
+    /// The service port that has the frontend a client's packet is for.
+    fn service_now(&self, tables: &TableSet, packet: &ModelPacket) -> Option<u32> {
+        let (service, _) = self.find_frontend(tables, packet).ok()?;
+        Some(service)
+    }
+}
+
+/// A service port's set epoch.
+fn epoch(tables: &TableSet, service: u32) -> u32 {
+    tables
+        .services
+        .get(&service)
+        .map_or(0, |record| record.epoch)
 }
 
 #[cfg(test)]

@@ -79,7 +79,11 @@ impl Forwarder {
     }
 
     /// The service port a packet is for, with the frontend's flags.
-    fn find_frontend(&self, tables: &TableSet, packet: &ModelPacket) -> Result<(u32, u32), Reason> {
+    pub(super) fn find_frontend(
+        &self,
+        tables: &TableSet,
+        packet: &ModelPacket,
+    ) -> Result<(u32, u32), Reason> {
         let Tuple {
             source,
             destination,
