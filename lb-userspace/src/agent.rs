@@ -286,15 +286,19 @@ impl Agent {
             self.reach(&view).await?;
         }
         let again = draft.deferred && !draft.ops.is_empty();
-        if let Some(worker) = &self.worker {
+        let removes = self.worker.as_ref().is_some_and(|worker| {
             let before = &self.served.snapshot;
-            self.drains.expect(&draft.ops, worker.tables(), before);
-        }
+            self.drains.expect(&draft.ops, worker.tables(), before)
+        });
         match self.blocking(move |worker| worker.apply(draft)).await? {
             Ok(()) => {
                 self.failures = 0;
                 self.observer.applied();
                 self.served = source;
+                if removes {
+                    // Most often the Service lives on under this name or another port.
+                    self.drain();
+                }
                 // What the plan gave back makes room for the rest.
                 Ok(again.then_some(Duration::ZERO))
             }

@@ -1,7 +1,7 @@
 //! Until when flows may stay with a backend that is terminating or gone.
 //!
 //! ```text
-//! a backend left its service port, flows are still there ─▶ DRAINS: now + the Service's drain deadline
+//! a backend left its Service, flows are still there       ─▶ DRAINS: now + the Service's drain deadline
 //! it is back, its flows ended, or the annotation is gone  ─▶ DRAINS: nothing
 //! the deadline passed                                     ─▶ expire: both halves of each flow are ended
 //! ```
@@ -22,7 +22,7 @@ use crate::{
     tables::TableSet,
 };
 
-use self::decide::{Deadline, decide, expect};
+use self::decide::{Deadline, ServicePorts, decide, expect};
 
 mod decide;
 
@@ -33,8 +33,10 @@ pub struct Drains {
     deadlines: BTreeMap<MemberKey, Deadline>,
     /// What flows named when somebody looked last.
     hanging: BTreeMap<MemberKey, Hanging>,
-    /// Set since a look began, which may have missed their flows.
-    fresh: BTreeSet<MemberKey>,
+    /// Names of service ports that went while flows may name them. Not known to an agent after this one.
+    gone: BTreeMap<u32, String>,
+    /// Service ports that went since a look began, which may have missed their flows.
+    fresh: BTreeSet<u32>,
 }
 
 impl Drains {
@@ -49,6 +51,7 @@ impl Drains {
             deadlines: BTreeMap::new(),
             map,
             hanging,
+            gone: BTreeMap::new(),
             fresh: BTreeSet::new(),
         };
         for (key, at) in this.map.read_all::<MemberKey, u64>()? {
@@ -75,23 +78,45 @@ impl Drains {
     pub fn seen(&mut self, hanging: &BTreeMap<MemberKey, Hanging>) {
         self.hanging.clone_from(hanging);
         let mut deadlines = self.deadlines.clone();
-        deadlines.retain(|key, _| hanging.contains_key(key) || self.fresh.contains(key));
+        deadlines.retain(|key, _| hanging.contains_key(key) || self.fresh.contains(&key.service));
+        let named: BTreeSet<u32> = hanging.keys().map(|key| key.service).collect();
+        let fresh = &self.fresh;
+        self.gone
+            .retain(|id, _| named.contains(id) || fresh.contains(id));
         self.write(deadlines);
     }
 
     /// Follows the tables and the Services they were made of: begins and drops deadlines.
     pub fn follow(&mut self, tables: &TableSet, snapshot: &Snapshot) {
-        let decided = decide(&self.deadlines, &self.hanging, tables, snapshot, now());
+        let ports = self.ports(tables);
+        let decided = decide(&self.deadlines, &self.hanging, ports, snapshot, now());
         self.write(decided);
     }
 
-    /// Operations are about to be carried out on `tables`, which were made of `before`.
-    pub fn expect(&mut self, ops: &[TableOp], tables: &TableSet, before: &Snapshot) {
-        let expected = expect(&self.deadlines, ops, tables, before, now());
-        let new = expected.keys();
-        let new = new.filter(|key| !self.deadlines.contains_key(key));
-        self.fresh.extend(new.copied());
+    /// Operations are about to be carried out on `tables`, which were made of `before`. Returns whether a service
+    /// port goes: then [`Self::follow`] is due as soon as they are.
+    pub fn expect(&mut self, ops: &[TableOp], tables: &TableSet, before: &Snapshot) -> bool {
+        let ports = self.ports(tables);
+        let expected = expect(&self.deadlines, &self.hanging, ops, ports, before, now());
+        let mut removes = false;
+        for op in ops {
+            if let TableOp::RemoveService(id) = *op
+                && let Some(record) = tables.services.get(&id)
+            {
+                self.gone.insert(id, record.name.clone());
+                self.fresh.insert(id);
+                removes = true;
+            }
+        }
         self.write(expected);
+        removes
+    }
+
+    const fn ports<'a>(&'a self, tables: &'a TableSet) -> ServicePorts<'a> {
+        ServicePorts {
+            tables,
+            gone: &self.gone,
+        }
     }
 
     /// Flows that have a deadline.

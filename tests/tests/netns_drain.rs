@@ -1,6 +1,9 @@
 //! Backends that leave: what hangs on them stays, until it ends or its Service's drain deadline passes.
 
-use std::{io, time::Duration};
+use std::{
+    io,
+    time::{Duration, Instant},
+};
 
 use lb_common::{names, reason::Event, service::MemberKey};
 use lb_tests::{
@@ -136,9 +139,21 @@ fn draining(node: &Node<'_>, service: &str) -> (usize, usize) {
     (open.len(), with_deadline.count())
 }
 
-fn deadlines(node: &Node<'_>) -> usize {
-    let map = node.map(names::DRAINS).expect("DRAINS is pinned");
-    map.read_all::<MemberKey, u64>().expect("a map").len()
+/// Waits until so many deadlines are noted.
+fn wait_deadlines(node: &Node<'_>, count: usize) {
+    poll_until(&format!("{count} deadlines"), SOON, || {
+        let map = node.map(names::DRAINS).expect("DRAINS is pinned");
+        let noted = map.read_all::<MemberKey, u64>().expect("a map");
+        (noted.len() == count).then_some(())
+    });
+}
+
+/// All stay where they are until a deadline of five seconds, which began no later than `begun`, is long over.
+fn expect_past_deadline(clients: &mut [TcpClient], backend: &str, begun: Instant) {
+    poll_until("the deadline to pass", SOON, || {
+        expect(clients, backend);
+        (begun.elapsed() > Duration::from_secs(8)).then_some(())
+    });
 }
 
 /// Three Services lose a backend; only the flows of the one whose deadline passes are ended.
@@ -241,22 +256,15 @@ fn a_deadline_outlives_the_agent() {
     let mut clients = connect(&world, 80, "b0");
     let begun = now();
     node.apply("soon", &replaced(&soon, Leaves::Removed));
-    poll_until("the deadlines to be noted", SOON, || {
-        (deadlines(&node) == 2).then_some(())
-    });
+    wait_deadlines(&node, 2);
     node.kill();
     // Nobody is there who could end them.
-    poll_until("the deadline to pass", SOON, || {
-        expect(&mut clients, "b0");
-        (begun.elapsed() > Duration::from_secs(8)).then_some(())
-    });
+    expect_past_deadline(&mut clients, "b0", begun);
     node.start(4);
     let took = expect_resets(clients, "b0");
     // A deadline that began anew would be five seconds away.
     assert!(took < Duration::from_secs(5), "ended after {took:?}");
-    poll_until("the deadlines to be forgotten", SOON, || {
-        (deadlines(&node) == 0).then_some(())
-    });
+    wait_deadlines(&node, 0);
 }
 
 #[test]
@@ -275,17 +283,10 @@ fn a_backend_that_is_back_in_time_keeps_its_flows() {
     let mut clients = connect(&world, 80, "b0");
     node.apply("soon", &replaced(&soon, Leaves::Terminating));
     let begun = now();
-    poll_until("the deadlines to be noted", SOON, || {
-        (deadlines(&node) == 2).then_some(())
-    });
+    wait_deadlines(&node, 2);
     node.apply("soon", &with(&with(&soon, 0), 1));
-    poll_until("the deadlines to be forgotten", SOON, || {
-        (deadlines(&node) == 0).then_some(())
-    });
-    poll_until("the deadline to pass", SOON, || {
-        expect(&mut clients, "b0");
-        (begun.elapsed() > Duration::from_secs(8)).then_some(())
-    });
+    wait_deadlines(&node, 0);
+    expect_past_deadline(&mut clients, "b0", begun);
     assert_eq!(node.event(Event::FlowEnded), 0);
 }
 
@@ -313,6 +314,38 @@ fn a_deleted_service_takes_its_deadline_along() {
     let took = begun.elapsed();
     assert!(took >= DEADLINE, "ended after {took:?}");
     expect(&mut others, "b0");
+    assert_eq!(node.event(Event::FlowEnded), 2);
+}
+
+#[test]
+fn a_service_that_is_made_again_keeps_its_flows() {
+    if !require::kernel_tests() {
+        return;
+    }
+    let _one = serial();
+    let world = World::two_armed(2);
+    let _servers = serve(&world);
+    let mut node = Node::new(&world).snat();
+    node.configure(CONFIG);
+    let soon = echo("soon", 80, Some("5s"));
+    node.apply("soon", &with(&soon, 0));
+    // The VIPs stay.
+    node.apply("never", &with(&echo("never", 90, None), 0));
+    node.start(8);
+    let mut clients = connect(&world, 80, "b0");
+    node.remove("soon.yaml");
+    let begun = now();
+    wait_deadlines(&node, 2);
+    node.apply("soon", &with(&soon, 0));
+    wait_deadlines(&node, 0);
+    expect_past_deadline(&mut clients, "b0", begun);
+    assert_eq!(node.event(Event::FlowEnded), 0);
+    // They still know whose they are.
+    let begun = now();
+    node.apply("soon", &replaced(&soon, Leaves::Removed));
+    expect_resets(clients, "b0");
+    let took = begun.elapsed();
+    assert!(took >= Duration::from_secs(5), "ended after {took:?}");
     assert_eq!(node.event(Event::FlowEnded), 2);
 }
 

@@ -62,7 +62,7 @@ impl Agent {
     }
 
     /// Begins and drops drain deadlines, once it is known what there is.
-    fn drain(&mut self) {
+    pub(super) fn drain(&mut self) {
         if let Some(worker) = self.worker.as_ref().filter(|_| self.served.complete) {
             self.drains.follow(worker.tables(), &self.served.snapshot);
         }

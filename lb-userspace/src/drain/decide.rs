@@ -3,6 +3,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap, HashSet},
     net::SocketAddr,
+    ops::RangeInclusive,
     time::Duration,
 };
 
@@ -63,34 +64,65 @@ const fn whole_seconds(time: Duration) -> u64 {
     time.as_secs().saturating_add(more as u64)
 }
 
+/// The service ports there are, and those that went while flows may name them.
+#[derive(Clone, Copy)]
+pub(super) struct ServicePorts<'a> {
+    pub(super) tables: &'a TableSet,
+    /// Their names, by id.
+    pub(super) gone: &'a BTreeMap<u32, String>,
+}
+
+impl<'a> ServicePorts<'a> {
+    fn name(self, id: u32) -> Option<&'a str> {
+        let record = self.tables.services.get(&id);
+        let name = record.map(|record| &*record.name);
+        name.or_else(|| Some(self.gone.get(&id)?.as_str()))
+    }
+
+    /// Those whose Service has a drain deadline: the Service's name and the deadline in seconds.
+    fn allowed(self, snapshot: &Snapshot) -> BTreeMap<u32, (&'a str, u64)> {
+        let services = snapshot.services.values();
+        let times: HashMap<String, u64> = services
+            .filter_map(|service| {
+                let time = whole_seconds(service.drain_deadline?);
+                Some((service.name.to_string(), time))
+            })
+            .collect();
+        if times.is_empty() {
+            return BTreeMap::new();
+        }
+        let ids = self.gone.keys().chain(self.tables.services.keys());
+        let with_time = ids.filter_map(|&id| {
+            let name = owner(self.name(id)?);
+            Some((id, (name, *times.get(name)?)))
+        });
+        with_time.collect()
+    }
+}
+
 /// The deadlines from now on, which were `old` so far.
 ///
 /// Flows of a service port with a drain deadline have one if their backend takes no new flows of it
 /// and is terminating or no longer among its endpoints. One that is not ready for a while only waits.
-/// Of a service port whose Service is gone, or cannot be read, deadlines stay as they are.
+/// Of a service port whose Service is gone, or cannot be read, deadlines stay as they are. One that went
+/// while its Service stayed, or came back, is judged as if it were still there: by an agent that saw it go.
 pub(super) fn decide(
     old: &BTreeMap<MemberKey, Deadline>,
     hanging: &BTreeMap<MemberKey, Hanging>,
-    tables: &TableSet,
+    ports: ServicePorts<'_>,
     snapshot: &Snapshot,
     now: u64,
 ) -> BTreeMap<MemberKey, Deadline> {
+    let tables = ports.tables;
     let kept = old.iter().filter(|(key, _)| {
-        !is_told_of(tables, snapshot, key.service) && !takes_new_flows(tables, **key)
+        let told = ports.name(key.service);
+        told.and_then(|name| object(snapshot, name)).is_none() && !takes_new_flows(tables, **key)
     });
     let mut deadlines: BTreeMap<_, _> = kept.map(|(key, deadline)| (*key, *deadline)).collect();
-    let allowed = allowed(tables, snapshot);
+    let allowed = ports.allowed(snapshot);
     let mut left = Vec::new();
     for (&service, &(name, time)) in &allowed {
-        let first = MemberKey {
-            service,
-            backend: 0,
-        };
-        let last = MemberKey {
-            service,
-            backend: u32::MAX,
-        };
-        let of_service = hanging.range(first..=last);
+        let of_service = hanging.range(of_port(service));
         left.extend(
             of_service
                 .filter(|(key, _)| !takes_new_flows(tables, **key))
@@ -109,24 +141,31 @@ pub(super) fn decide(
 
 /// The deadlines after `ops`, which are about to be carried out on `tables`, made of `before`.
 ///
-/// What takes new flows again has none any more, however soon it leaves again. With a service port that
-/// goes the name is lost which its backends are known by: what its Service said is noted now.
+/// What takes new flows again has none any more, however soon it leaves again. The Service of a service port
+/// that goes may be gone as well by the next look: what it said is noted now.
+///
+/// So it is for its ports that went before: `hanging` is what flows name.
 pub(super) fn expect(
     old: &BTreeMap<MemberKey, Deadline>,
+    hanging: &BTreeMap<MemberKey, Hanging>,
     ops: &[TableOp],
-    tables: &TableSet,
+    ports: ServicePorts<'_>,
     before: &Snapshot,
     now: u64,
 ) -> BTreeMap<MemberKey, Deadline> {
+    let tables = ports.tables;
     let mut deadlines = old.clone();
+    let mut going = HashMap::new();
     for op in ops {
         match *op {
             TableOp::SetMember((service, backend), flags) if selects(flags) => {
                 deadlines.remove(&MemberKey { service, backend });
             }
             TableOp::RemoveService(service) => {
-                let record = tables.services.get(&service);
-                let object = record.and_then(|record| object(before, &record.name));
+                let Some(record) = tables.services.get(&service) else {
+                    continue;
+                };
+                let object = object(before, &record.name);
                 let Some(allowed) = object.and_then(|object| object.drain_deadline) else {
                     continue;
                 };
@@ -136,37 +175,29 @@ pub(super) fn expect(
                     let key = MemberKey { service, backend };
                     deadlines.entry(key).or_insert(begun);
                 }
+                going.insert(owner(&record.name), begun);
             }
             _ => {}
+        }
+    }
+    if going.is_empty() {
+        return deadlines;
+    }
+    for (&id, name) in ports.gone {
+        let Some(begun) = going.get(owner(name)) else {
+            continue;
+        };
+        for (key, _) in hanging.range(of_port(id)) {
+            deadlines.entry(*key).or_insert(*begun);
         }
     }
     deadlines
 }
 
-/// Service ports whose Service has a drain deadline: its name and the deadline in seconds.
-fn allowed<'a>(tables: &'a TableSet, snapshot: &Snapshot) -> BTreeMap<u32, (&'a str, u64)> {
-    let services = snapshot.services.values();
-    let times: HashMap<String, u64> = services
-        .filter_map(|service| {
-            let time = whole_seconds(service.drain_deadline?);
-            Some((service.name.to_string(), time))
-        })
-        .collect();
-    if times.is_empty() {
-        return BTreeMap::new();
-    }
-    let records = tables.services.iter();
-    let with_time = records.filter_map(|(id, record)| {
-        let name = owner(&record.name);
-        Some((*id, (name, *times.get(name)?)))
-    });
-    with_time.collect()
-}
-
-/// Whether the snapshot has the Service of a service port.
-fn is_told_of(tables: &TableSet, snapshot: &Snapshot, service: u32) -> bool {
-    let record = tables.services.get(&service);
-    record.is_some_and(|record| object(snapshot, &record.name).is_some())
+/// All keys of a service port.
+fn of_port(service: u32) -> RangeInclusive<MemberKey> {
+    let key = |backend| MemberKey { service, backend };
+    key(0)..=key(u32::MAX)
 }
 
 /// The Service a service port's name names.

@@ -33,6 +33,17 @@ fn hanging(tables: &TableSet) -> BTreeMap<MemberKey, Hanging> {
     members.collect()
 }
 
+/// [`decide`] where no service port went.
+fn decided(
+    old: &BTreeMap<MemberKey, Deadline>,
+    hanging: &BTreeMap<MemberKey, Hanging>,
+    tables: &TableSet,
+    snapshot: &Snapshot,
+) -> BTreeMap<MemberKey, Deadline> {
+    let gone = &BTreeMap::new();
+    decide(old, hanging, ServicePorts { tables, gone }, snapshot, NOW)
+}
+
 /// What a backend at 10.0.0.1 is known by.
 fn left(tables: &TableSet) -> MemberKey {
     let endpoint: SocketAddr = format!("{LEFT}:8080").parse().expect("an endpoint");
@@ -49,7 +60,7 @@ fn deadline(after: &Snapshot, old: Option<Deadline>) -> Option<u64> {
     let tables = planned(&before, after);
     let mut hanging = hanging(&before);
     hanging.retain(|hung, _| *hung == key);
-    let decided = decide(&old, &hanging, &tables, after, NOW);
+    let decided = decided(&old, &hanging, &tables, after);
     assert!(decided.len() <= 1, "{decided:?}");
     decided.get(&key).map(|deadline| deadline.at)
 }
@@ -117,8 +128,70 @@ fn another_port_of_the_same_address_is_another_backend() {
     let moved = slice("web", &["9090"], &[LEFT]);
     after.slices.insert(moved.name.clone(), moved.into());
     let tables = planned(&before, &after);
-    let decided = decide(&BTreeMap::new(), &hanging(&before), &tables, &after, NOW);
+    let decided = decided(&BTreeMap::new(), &hanging(&before), &tables, &after);
     assert!(decided.contains_key(&left(&before)));
+}
+
+#[test]
+fn a_service_port_that_went_is_judged_by_its_service() {
+    let before = planned(&TableSet::default(), &web(Some(60), &BOTH));
+    let key = left(&before);
+    let named = |name: &str, deadline: Option<u64>, endpoints: &[&str]| {
+        let mut web = service(name, &["192.0.2.1"], &["pg:80", "metrics:9187"]);
+        web.drain_deadline = deadline.map(Duration::from_secs);
+        let slice = slice(name, &["pg:8080", "metrics:9187"], endpoints);
+        snapshot([web], [slice])
+    };
+    let renamed = |endpoints: &[&str]| named("web", Some(60), endpoints);
+    let begun = Deadline {
+        at: NOW - 7,
+        allowed: Some(60),
+    };
+    for (name, after, expected) in [
+        ("the port's name changed", renamed(&BOTH), None),
+        (
+            "and one is not ready",
+            renamed(&["10.0.0.1 unready", "10.0.0.2"]),
+            None,
+        ),
+        (
+            "and one is terminating",
+            renamed(&["10.0.0.1 unready terminating", "10.0.0.2"]),
+            Some(NOW - 7),
+        ),
+        ("and one is gone", renamed(&["10.0.0.2"]), Some(NOW - 7)),
+        ("the Service is gone", Snapshot::default(), Some(NOW - 7)),
+        (
+            "it is gone, another one has its pods",
+            named("other", Some(60), &BOTH),
+            Some(NOW - 7),
+        ),
+        (
+            "it is back, with more time, without the pod",
+            named("web", Some(100), &["10.0.0.2"]),
+            Some(NOW + 33),
+        ),
+        (
+            "it is back, without a deadline",
+            named("web", None, &["10.0.0.2"]),
+            None,
+        ),
+    ] {
+        let tables = planned(&before, &after);
+        assert!(!tables.services.contains_key(&key.service), "another id");
+        let record = before.services.get(&key.service).expect("a service port");
+        let gone = BTreeMap::from([(key.service, record.name.clone())]);
+        let ports = ServicePorts {
+            tables: &tables,
+            gone: &gone,
+        };
+        let mut hanging = hanging(&before);
+        hanging.retain(|hung, _| *hung == key);
+        let old = BTreeMap::from([(key, begun)]);
+        let decided = decide(&old, &hanging, ports, &after, NOW);
+        let at = decided.get(&key).map(|deadline| deadline.at);
+        assert_eq!(at, expected, "{name}");
+    }
 }
 
 #[test]
@@ -128,10 +201,10 @@ fn a_service_that_cannot_be_read_keeps_its_deadlines() {
     let mut tables = before.clone();
     tables.members.remove(&(key.service, key.backend));
     let old = BTreeMap::from([(key, Deadline::found(NOW + 7))]);
-    let decide = |tables| decide(&old, &hanging(&before), tables, &Snapshot::default(), NOW);
-    assert_eq!(decide(&tables), old);
+    let decided = |tables| decided(&old, &hanging(&before), tables, &Snapshot::default());
+    assert_eq!(decided(&tables), old);
     // Kept as it was, it takes new flows.
-    assert!(decide(&before).is_empty());
+    assert!(decided(&before).is_empty());
 }
 
 #[test]
@@ -140,7 +213,7 @@ fn without_flows_there_is_no_deadline() {
     let after = web(Some(60), &["10.0.0.2"]);
     let tables = planned(&before, &after);
     let old = BTreeMap::from([(left(&before), Deadline::found(NOW + 7))]);
-    assert!(decide(&old, &BTreeMap::new(), &tables, &after, NOW).is_empty());
+    assert!(decided(&old, &BTreeMap::new(), &tables, &after).is_empty());
 }
 
 #[test]
@@ -212,8 +285,44 @@ fn operations_end_and_begin_deadlines() {
     ] {
         let old = old.map(|at| (key, Deadline::found(at)));
         let old = old.into_iter().collect();
-        let decided = expect(&old, &diff(from, &to), from, made_of, NOW);
+        let ports = ServicePorts {
+            tables: from,
+            gone: &BTreeMap::new(),
+        };
+        let decided = expect(&old, &hanging(from), &diff(from, &to), ports, made_of, NOW);
         let decided: Vec<_> = decided.iter().map(|(key, d)| (*key, d.at)).collect();
         assert_eq!(decided, expected, "{name}");
+    }
+}
+
+#[test]
+fn a_service_that_goes_takes_the_flows_of_its_ports_of_old_along() {
+    let first = planned(&TableSet::default(), &web(Some(60), &BOTH));
+    let key = left(&first);
+    let record = first.services.get(&key.service).expect("a service port");
+    let mut renamed = service("web", &["192.0.2.1"], &["pg:80"]);
+    renamed.drain_deadline = Some(Duration::from_mins(1));
+    let renamed = snapshot([renamed], [slice("web", &["pg:8080"], &BOTH)]);
+    let tables = planned(&first, &renamed);
+    let goes = diff(&tables, &TableSet::default());
+    for (name, owner, expected) in [
+        ("its own", record.name.as_str(), Some(NOW + 60)),
+        ("another's", "default/other:80/TCP/IPv4", None),
+    ] {
+        let gone = BTreeMap::from([(key.service, owner.to_owned())]);
+        let ports = ServicePorts {
+            tables: &tables,
+            gone: &gone,
+        };
+        let begun = expect(
+            &BTreeMap::new(),
+            &hanging(&first),
+            &goes,
+            ports,
+            &renamed,
+            NOW,
+        );
+        let at = begun.get(&key).map(|deadline| deadline.at);
+        assert_eq!(at, expected, "{name}");
     }
 }
