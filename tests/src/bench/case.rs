@@ -171,7 +171,8 @@ pub(super) struct Row {
     /// A power of two.
     pub(super) flows: u32,
     pub(super) stage: u32,
-    pub(super) point: Option<Point>,
+    /// Where it is drawn.
+    pub(super) points: Vec<Point>,
     /// Its packets go between addresses that depend on the tables: see [`Row::aim`].
     pub(super) is_transit: bool,
     /// Iterations the wrapper has run for this row.
@@ -199,7 +200,7 @@ impl Row {
             flags: if group.shape.v6 { bench_flag::IPV6 } else { 0 },
             flows: 1,
             stage: 0,
-            point: None,
+            points: Vec::new(),
             is_transit: false,
             counter: 0,
             samples: Vec::new(),

@@ -71,9 +71,9 @@ impl Measured<'_> {
     /// Points of a picture: series, x, net nanoseconds.
     fn points(&self, picture: Picture) -> impl Iterator<Item = (&str, u32, f64)> {
         let rows = self.rows.iter().zip(self.results);
-        rows.filter_map(move |(row, result)| {
-            let point = row.point.as_ref()?;
-            (point.picture == picture).then_some((point.series.as_str(), point.x, result.net_ns))
+        rows.flat_map(move |(row, result)| {
+            let points = row.points.iter().filter(move |p| p.picture == picture);
+            points.map(|point| (point.series.as_str(), point.x, result.net_ns))
         })
     }
 
@@ -97,9 +97,10 @@ impl Measured<'_> {
     fn bars(&self, v6: bool) -> Bars {
         let rows = self.rows.iter().zip(self.results);
         let shown = rows.filter(|(row, _)| {
-            let elsewhere = row.point.as_ref().is_some_and(|point| {
-                point.picture == Picture::Services || row.program == Program::Stages
-            });
+            let elsewhere = row
+                .points
+                .iter()
+                .any(|point| point.picture == Picture::Services || row.program == Program::Stages);
             row.group.shape.v6 == v6 && !row.is_null() && !elsewhere
         });
         let bars = shown.map(|(_, result)| Bar {

@@ -113,7 +113,8 @@ fn established(draft: &mut Draft, v6: bool) {
         for reply in [false, true] {
             for flows in EVERY {
                 let mut row = Row::established(Program::Xdp, &group, reply, flows);
-                row.point = (!reply).then(|| against_flows(&group, flows));
+                row.points
+                    .extend((!reply).then(|| against_flows(&group, flows)));
                 draft.rows.push(row);
             }
         }
@@ -182,7 +183,8 @@ fn new_flows(draft: &mut Draft, v6: bool) {
         let proof = Proof::created(Program::Xdp);
         let mut row = Row::fresh(Program::Xdp, "new flow", &group, proof);
         row.target = Some(900);
-        row.point = (!v6).then(|| up_to(&group, stage::SENT));
+        row.points
+            .extend((!v6).then(|| up_to(&group, "", stage::SENT)));
         draft.rows.push(row);
         let mut row = Row::fresh(Program::Xdp, "new flow, table full", &group, proof);
         row.target = Some(900);
@@ -258,27 +260,7 @@ fn policies(draft: &mut Draft) {
 fn stages(draft: &mut Draft) {
     for mode in [Mode::Dnat, Mode::FullNat] {
         let group = draft.group(Shape::tcp(false, mode, Purpose::New));
-        for (number, what) in [
-            (stage::PARSE, "parse, filter"),
-            (stage::MISS, "+ no such flow"),
-            (stage::CHOOSE, "+ choose a backend"),
-            (stage::ROUTE, "+ route to it"),
-            (stage::MODE, "+ route back"),
-            (stage::CLAIM, "+ claim the reply tuple"),
-            (stage::INSERT, "+ insert the forward half"),
-        ] {
-            // Full-nat needs no route back.
-            if number == stage::MODE && mode == Mode::FullNat {
-                continue;
-            }
-            let result = u8::try_from(number).expect("few stages");
-            let proof = Proof::stage(result, number == stage::INSERT);
-            let what = format!("new flow up to: {what}");
-            let mut row = Row::fresh(Program::Stages, &what, &group, proof);
-            row.stage = number;
-            row.point = Some(up_to(&group, number));
-            draft.rows.push(row);
-        }
+        draft.rows.extend(steps(&group, ""));
     }
     let group = draft.group(Shape::tcp(false, Mode::Dnat, Purpose::New));
     for (number, map, full, what) in [
@@ -296,6 +278,32 @@ fn stages(draft: &mut Draft) {
     }
 }
 
+/// A new flow up to each of its steps; `over` says what is special about the group.
+fn steps(group: &Group, over: &str) -> Vec<Row> {
+    let all = [
+        (stage::PARSE, "parse, filter"),
+        (stage::MISS, "+ no such flow"),
+        (stage::CHOOSE, "+ choose a backend"),
+        (stage::ROUTE, "+ route to it"),
+        (stage::MODE, "+ route back"),
+        (stage::CLAIM, "+ claim the reply tuple"),
+        (stage::INSERT, "+ insert the forward half"),
+    ];
+    // Full-nat needs no route back.
+    let needed = |number| number != stage::MODE || group.shape.mode == Mode::Dnat;
+    let needed = all.into_iter().filter(|(number, _)| needed(*number));
+    let row = |(number, what): (u32, &str)| {
+        let result = u8::try_from(number).expect("few stages");
+        let proof = Proof::stage(result, number == stage::INSERT);
+        let what = format!("new flow{over} up to: {what}");
+        let mut row = Row::fresh(Program::Stages, &what, group, proof);
+        row.stage = number;
+        row.points.push(up_to(group, over, number));
+        row
+    };
+    needed.map(row).collect()
+}
+
 /// A part of what an established flow's packet takes.
 fn found(group: &Group, what: &str, number: u32, flows: u32) -> Row {
     let mut row = Row::established(Program::Stages, group, false, flows);
@@ -305,10 +313,10 @@ fn found(group: &Group, what: &str, number: u32, flows: u32) -> Row {
     row
 }
 
-fn up_to(group: &Group, stage: u32) -> Point {
+fn up_to(group: &Group, over: &str, stage: u32) -> Point {
     Point {
         picture: Picture::Stages,
-        series: label(group),
+        series: format!("{}{over}", label(group)),
         x: stage,
     }
 }

@@ -55,9 +55,18 @@ fn of_one(outcome: &Outcome) -> Vec<Figure> {
         "ms",
         load_target(outcome.services),
     );
-    for Changes { what, total, .. } in &outcome.changes {
+    for Changes {
+        what,
+        plan,
+        apply,
+        total,
+        ..
+    } in &outcome.changes
+    {
         let add = |(name, value, most)| add(&format!("{what}, {name}"), value, "ms", most);
         [
+            ("planned, p50", plan.p50, None),
+            ("written, p50", apply.p50, None),
             ("p50", total.p50, Some(PUBLISH)),
             ("p99", total.p99, change_target(outcome.services)),
             ("p99.9", total.p999, None),

@@ -18,7 +18,7 @@ use plotters::{
 pub(super) type Area<'a> = DrawingArea<SVGBackend<'a>, Shift>;
 
 /// Colours that those who see no red or no green can tell apart, in the order they are used.
-pub(super) const COLOURS: [RGBColor; 7] = [
+pub(super) const COLOURS: [RGBColor; 8] = [
     RGBColor(0, 114, 178),
     RGBColor(230, 159, 0),
     RGBColor(0, 158, 115),
@@ -26,6 +26,7 @@ pub(super) const COLOURS: [RGBColor; 7] = [
     RGBColor(86, 180, 233),
     RGBColor(213, 94, 0),
     RGBColor(110, 110, 110),
+    RGBColor(240, 228, 66),
 ];
 /// A value that misses its target.
 pub(super) const MISSED: RGBColor = RGBColor(213, 94, 0);

@@ -9,13 +9,14 @@ use super::{
         group::{Group, Mode, Purpose, Shape},
         kernel::{Program, Sizes},
     },
-    Draft, against_flows, found,
+    Draft, against_flows, found, steps, up_to,
 };
 
 /// The most flows there are rows for.
 const MANY: u32 = 1 << 20;
 /// Numbers of services the same flows are spread over.
-const SERVICES: [u32; 4] = [1, 1_000, 10_000, 50_000];
+const SERVICES: [u32; 4] = [1, 1_000, 10_000, MOST];
+const MOST: u32 = 50_000;
 
 /// Adds them.
 pub(super) fn push(drafts: &mut Vec<Draft>) {
@@ -55,7 +56,7 @@ fn spread(services: u32) -> Draft {
     let group = draft.group(shape(Purpose::Established));
     let mut row = Row::established(Program::Xdp, &group, false, FLOWS);
     row.name = format!("{} forward, 64k flows over {over}", label(&group));
-    row.point = Some(point("established"));
+    row.points.push(point("established"));
     draft.rows.push(row);
     // What of it depends on their number.
     for (number, what) in [
@@ -64,7 +65,7 @@ fn spread(services: u32) -> Draft {
     ] {
         let named = format!("{what}, 64k flows over {over}");
         let mut row = found(&group, &named, number, FLOWS);
-        row.point = Some(point(what));
+        row.points.push(point(what));
         draft.rows.push(row);
     }
     // Of the same services: many clients, one group of backends.
@@ -73,7 +74,12 @@ fn spread(services: u32) -> Draft {
     let what = format!("new flow over {over}");
     let mut row = Row::fresh(Program::Xdp, &what, &newcomers, proof);
     row.target = Some(900);
-    row.point = Some(point("new flow"));
+    row.points.push(point("new flow"));
+    if services == MOST {
+        let over = format!(" over {over}");
+        row.points.push(up_to(&newcomers, &over, stage::SENT));
+        draft.rows.extend(steps(&newcomers, &over));
+    }
     draft.rows.push(row);
     draft
 }
@@ -111,7 +117,8 @@ fn crowd(v6: bool, mode: Mode) -> Draft {
     });
     for reply in [false, true] {
         let mut row = Row::established(Program::Xdp, &group, reply, MANY);
-        row.point = (!reply).then(|| against_flows(&group, MANY));
+        row.points
+            .extend((!reply).then(|| against_flows(&group, MANY)));
         draft.rows.push(row);
     }
     draft
