@@ -25,7 +25,7 @@ use futures::stream;
 use serde_json::{Value, json};
 use tokio::{runtime::Runtime, sync::watch};
 
-use crate::netns::Namespace;
+use crate::netns::{Namespace, poll_until};
 
 /// Where it listens.
 const ADDRESS: &str = "127.0.0.1:6443";
@@ -180,8 +180,9 @@ impl<'s> Api<'s> {
             .enable_all()
             .build()
             .expect("a runtime");
-        let listener = self.namespace.inside(|| TcpListener::bind(ADDRESS));
-        let listener = listener.unwrap_or_else(|e| panic!("listen on {ADDRESS}: {e}"));
+        // A program that another thread starts just now holds our closed sockets too, until it runs.
+        let bind = || self.namespace.inside(|| TcpListener::bind(ADDRESS)).ok();
+        let listener = poll_until("the API server's port to be free", PATIENCE, bind);
         listener.set_nonblocking(true).expect("a socket");
         let routes = Kind::ALL.into_iter().fold(Router::new(), |router, kind| {
             let answer = move |State(objects), RawQuery(query): RawQuery| {
