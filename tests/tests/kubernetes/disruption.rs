@@ -4,6 +4,7 @@
 use std::{
     cell::RefCell,
     collections::BTreeMap,
+    fs,
     net::{IpAddr, SocketAddr},
     thread::sleep,
     time::Duration,
@@ -18,7 +19,7 @@ use lb_tests::{
         objects, say,
         space::{Pair, Space},
     },
-    netns::poll_until,
+    netns::{poll, poll_until, text},
 };
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
@@ -51,15 +52,40 @@ impl Gate<'_> {
         let start = clock();
         act();
         let answers = self.flows.answers();
-        poll_until("more answers", Duration::from_secs(20), || {
+        let more = poll(Duration::from_secs(20), || {
             (self.flows.answers() > answers + 5 * FLOWS as u64).then_some(())
         });
+        assert!(
+            more.is_some(),
+            "{what}: {} answers in 20 s, {} flows broken\n{}",
+            self.flows.answers() - answers,
+            self.flows.broken(),
+            self.surroundings()
+        );
         say(&format!(
             "{start:5.1} s  {what} × {times}, {:.1} s; broken: {}",
             clock() - start,
             self.flows.broken()
         ));
         self.done.borrow_mut().push((what, times));
+    }
+
+    /// What there is to see of the edge node while flows are silent.
+    fn surroundings(&self) -> String {
+        let pods = ["get", "pods", "--all-namespaces", "-o", "wide"];
+        let events = ["get", "events", "--all-namespaces"];
+        let load = fs::read_to_string("/proc/loadavg").unwrap_or_default();
+        let parts = [
+            text(&self.cluster.try_kubectl(pods).stdout),
+            text(&self.cluster.try_kubectl(events).stdout),
+            load,
+            self.cluster.node("edge1", &["ip", "neigh"]),
+            self.cluster.node("edge1", &["ip", "-stats", "link"]),
+            self.cluster.agent().log(),
+            self.cluster.agent().lbctl("edge1", "status"),
+            self.cluster.agent().lbctl("edge1", "stats"),
+        ];
+        parts.join("\n")
     }
 
     fn kill(&self) {
