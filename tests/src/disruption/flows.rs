@@ -248,7 +248,10 @@ impl Flow {
             Ok(0) => self.loss = Some(Loss::Broken("the server ended it".into())),
             Ok(length) => {
                 let bytes = buffer.get(..length).unwrap_or_default();
-                self.loss = self.observed.receive(bytes, now).err();
+                if let Err(loss) = self.observed.receive(bytes, now) {
+                    // One that cannot be sent on may have received something before.
+                    self.loss.get_or_insert(loss);
+                }
             }
             Err(e) if e.kind() == ErrorKind::WouldBlock => {}
             Err(e) => self.loss = Some(Loss::Broken(e.to_string())),
