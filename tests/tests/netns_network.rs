@@ -95,6 +95,35 @@ fn a_new_mac_of_the_next_hop_is_followed() {
     }
 }
 
+/// The kernel tells of a port that leaves its bridge as of a device that is gone, in the bridge's own family.
+#[test]
+fn a_device_that_was_in_a_bridge_is_still_ours() {
+    if !require::kernel_tests() || !require::program("curl") {
+        return;
+    }
+    let _one = serial();
+    let world = World::two_armed(1);
+    let _server = http(world.backend(), "b0", 8080);
+    // The SNAT addresses are the devices' own.
+    let mut node = Node::new(&world);
+    node.apply("ticker", &ticker());
+    node.start(4);
+    let downloads: Vec<_> = vips(80)
+        .iter()
+        .map(|web| Download::start(&world.client, web, "/stream/400"))
+        .collect();
+    world.lb.ip("link add br0 type bridge
+        link set eth1 master br0
+        link set eth1 nomaster");
+    for download in downloads {
+        assert_eq!(download.finish(), Ok(4_000_000));
+    }
+    // New flows need an address.
+    for web in vips(80) {
+        world.fetch(&web, 10_000);
+    }
+}
+
 /// Sends everything for the client through one router; the other forwards nothing to it any more.
 fn reroute(world: &World, to: u8, wait: Duration) {
     let [first, second] = world.routers.as_slice() else {

@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 
 use rtnetlink::packet_route::{
-    RouteNetlinkMessage,
+    AddressFamily, RouteNetlinkMessage,
     address::{AddressAttribute, AddressFlags, AddressHeaderFlags, AddressMessage, AddressScope},
     link::{InfoData, InfoVlan, LinkAttribute, LinkFlags, LinkInfo, LinkLayerType, LinkMessage},
     neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourMessage, NeighbourState},
@@ -15,6 +15,13 @@ use super::network::{Address, Change, Link, Network};
 /// Takes a message in and says what it changed.
 pub(super) fn take(network: &mut Network, message: &RouteNetlinkMessage) -> Change {
     match message {
+        // A bridge tells of its ports in its own family: with little in them, and of one that leaves it as if the
+        // device itself were gone. Each change of a device comes without a family too.
+        RouteNetlinkMessage::NewLink(message) | RouteNetlinkMessage::DelLink(message)
+            if message.header.interface_family != AddressFamily::Unspec =>
+        {
+            Change::Nothing
+        }
         RouteNetlinkMessage::NewLink(message) => link(network, message),
         RouteNetlinkMessage::DelLink(message) => network.remove_link(message.header.index),
         RouteNetlinkMessage::NewAddress(message) => match address(message) {
@@ -55,7 +62,6 @@ pub(super) fn output_device(route: &RouteMessage) -> Option<u32> {
 
 fn link(network: &mut Network, message: &LinkMessage) -> Change {
     let ifindex = message.header.index;
-    // A bridge repeats the messages of its ports in its own family, with little in them.
     let Some(name) = message
         .attributes
         .iter()
