@@ -219,9 +219,15 @@ impl Attacher {
                         debug!(interface = interface.name, link = name, "program replaced");
                         return Ok(false);
                     }
-                    Err(error) => {
+                    // Its device went since; or it is the fast path, which may come and go.
+                    Err(error) if !chains(hook) || error.raw_os_error() == Some(libc::ENOLINK) => {
                         debug!(link = name, %error, "pinned link is dead");
                         remove(&pin);
+                    }
+                    // The program it holds serves on: without it packets would be nobody's.
+                    Err(error) => {
+                        let what = format!("replace the program of pinned link {}", pin.display());
+                        return Err(failed(what)(error));
                     }
                 },
             }

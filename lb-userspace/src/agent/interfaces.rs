@@ -69,13 +69,13 @@ impl Interfaces {
         let automatic = config.pod_interfaces == PodInterfaces::Auto;
         let wanted =
             self.managed.contains_key(&index) || self.held.contains(&(index, Hook::TcxIngress));
-        let exists = view.network.links().contains_key(&index);
-        exists && (wanted || hook == Hook::TcxEgress || (automatic && hook == Hook::TcxIngress))
+        exists(view, index)
+            && (wanted || hook == Hook::TcxEgress || (automatic && hook == Hook::TcxIngress))
     }
 
     fn attach_all(&mut self, config: &Config, view: &NetworkView) -> Result<(), AttachError> {
         for name in &config.interfaces {
-            let Some(index) = view.network.index(name) else {
+            let Some(index) = index(view, name) else {
                 continue;
             };
             preflight::check_forwarding(name, config.manage_sysctls);
@@ -90,7 +90,7 @@ impl Interfaces {
         }
         if let PodInterfaces::List(names) = &config.pod_interfaces {
             for name in names {
-                let Some(index) = view.network.index(name) else {
+                let Some(index) = index(view, name) else {
                     continue;
                 };
                 preflight::check_forwarding(name, config.manage_sysctls);
@@ -123,12 +123,11 @@ impl Interfaces {
 
     /// Follows devices that came, went, or got VLANs. Failures are logged: the others go on.
     pub(super) fn follow(&mut self, config: &Config, view: &NetworkView) {
-        let links = view.network.links();
-        self.managed.retain(|index, _| links.contains_key(index));
-        self.held.retain(|(index, _)| links.contains_key(index));
-        self.attacher.prune(|_, index| links.contains_key(&index));
+        self.managed.retain(|index, _| exists(view, *index));
+        self.held.retain(|(index, _)| exists(view, *index));
+        self.attacher.prune(|_, index| exists(view, index));
         for name in &config.interfaces {
-            let Some(index) = view.network.index(name) else {
+            let Some(index) = index(view, name) else {
                 if self.missing.insert(name.clone()) {
                     warn!(
                         interface = name,
@@ -157,7 +156,7 @@ impl Interfaces {
         }
         if let PodInterfaces::List(names) = &config.pod_interfaces {
             for name in names {
-                let Some(index) = view.network.index(name) else {
+                let Some(index) = index(view, name) else {
                     continue;
                 };
                 self.try_hold(
@@ -269,6 +268,18 @@ impl Interfaces {
             warn!(interface = interface.name, "{}", chain(&error));
         }
     }
+}
+
+/// Whether there is such a device. The kernel is asked once more before a device counts as gone: what was read of
+/// the network may lack one, and its programs would be taken off while packets come in by it.
+fn exists(view: &NetworkView, index: u32) -> bool {
+    view.network.links().contains_key(&index) || preflight::has_device(index)
+}
+
+/// The interface index of a device, by the same rule.
+fn index(view: &NetworkView, name: &str) -> Option<u32> {
+    let known = view.network.index(name);
+    known.or_else(|| nix::net::if_::if_nametoindex(name).ok())
 }
 
 fn interface(index: u32, link: &Link) -> Interface {
