@@ -21,7 +21,7 @@ use crate::{
     family::{Family, V4, V6},
     packet::View,
     pending,
-    removal::{change_use, remove_halves},
+    removal::{change_use, remove_dead, remove_halves},
     skb::Skb,
     stats, words,
 };
@@ -131,13 +131,15 @@ fn apply<F: Family>(operation: u8, flow: &F::Flow, seen: Head) -> i32 {
     let dead = seen.touched(state::DEAD, seen.stamp());
     // A packet which comes by until the exchange saves the half, one that comes later finds it dead.
     // SAFETY: looked up just now.
-    let ours = peer_is_gone::<F>(entry, flow, seen) && unsafe { exchange_head(entry, seen, dead) };
-    if !ours {
-        return 0;
-    }
-    // SAFETY: looked up just now.
-    unsafe { pending::hand_over::<F>(entry) };
-    if !F::remove_established(flow) {
+    let gone = unsafe {
+        peer_is_gone::<F>(entry, flow, seen)
+            && exchange_head(entry, seen, dead)
+            && remove_dead(entry, dead, seen, || {
+                pending::hand_over::<F>(entry);
+                F::remove_established(flow)
+            })
+    };
+    if !gone {
         return 0;
     }
     change_use::<F>(flow.protocol() == protocol::TCP, 1_u64.wrapping_neg());

@@ -75,9 +75,6 @@ fn take_out<F: Family>(key: &F::Flow, identity: u32, count: impl FnOnce(*mut F::
 
 /// Marks a half dead if it is this flow's, and takes it out by `remove`: of all who try, one does.
 ///
-/// A delete fails if the lock of its bucket is not to be had (since Linux 6.15 the kernel gives up after a
-/// while). Then the half lives on, and who comes next tries again: a dead one would hold its key for ever.
-///
 /// # Safety
 ///
 /// The caller looked `entry` up just now.
@@ -95,15 +92,34 @@ pub(crate) unsafe fn end_half<E>(
         let dead = head.touched(state::DEAD, head.stamp());
         // SAFETY: by the caller's word.
         if unsafe { exchange_head(entry, head, dead) } {
-            let removed = remove();
-            if !removed {
-                // SAFETY: it fails if the element serves another flow by now.
-                unsafe { exchange_head(entry, dead, head) };
-            }
-            return removed;
+            // SAFETY: as above.
+            return unsafe { remove_dead(entry, dead, head, remove) };
         }
     }
     false
+}
+
+/// Takes a half out by `remove` that the caller marked `dead` just now; its head was `alive` before.
+///
+/// A delete fails if the lock of its bucket is not to be had (since Linux 6.15 the kernel gives up after a
+/// while). Then the half lives on, and who comes next tries again: a dead one would hold its key for ever.
+///
+/// # Safety
+///
+/// The caller looked `entry` up in this run.
+#[inline(always)]
+pub(crate) unsafe fn remove_dead<E>(
+    entry: *mut E,
+    dead: Head,
+    alive: Head,
+    remove: impl FnOnce() -> bool,
+) -> bool {
+    let removed = remove();
+    if !removed {
+        // SAFETY: by the caller's word; it fails if the element serves another flow by now.
+        unsafe { exchange_head(entry, dead, alive) };
+    }
+    removed
 }
 
 /// Whether the established table holds this flow under this key.
@@ -245,16 +261,21 @@ fn leave<F: Family>(key: &F::Flow, seen: Head, now: u32) -> bool {
             return false;
         }
     }
+    let dead = seen.touched(state::DEAD, seen.stamp());
     // SAFETY: as above.
-    if !unsafe { exchange_head(entry, seen, seen.touched(state::DEAD, seen.stamp())) } {
+    let gone = unsafe {
+        exchange_head(entry, seen, dead)
+            && remove_dead(entry, dead, seen, || {
+                pending::hand_over::<F>(entry);
+                F::remove_established(key)
+            })
+    };
+    if !gone {
         return false;
     }
-    // SAFETY: as above.
-    unsafe { pending::hand_over::<F>(entry) };
-    let own = F::remove_established(key) as u64;
     let other = remove_half::<F>(&peer, seen.identity()) as u64;
     let tcp = key.protocol() == lb_common::flow::protocol::TCP;
-    change_use::<F>(tcp, (own + other).wrapping_neg());
+    change_use::<F>(tcp, (1 + other).wrapping_neg());
     stats::event(Event::FlowRetired, 0);
     true
 }
