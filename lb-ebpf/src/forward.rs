@@ -18,7 +18,7 @@ use lb_common::{
 };
 
 use crate::{
-    established,
+    clock, established,
     family::{AF_INET6, Family},
     flow_packet::{FlowPacket, Step},
     gate, recent,
@@ -248,7 +248,8 @@ fn index<F: Family>(ifindex: u32, family: u8, gateway: [u32; 4]) -> u32 {
     if let Some(hop) = NEXT_HOPS.get_ptr_mut(fresh) {
         let value = NextHop {
             word: 0,
-            refreshed: 0,
+            // Zero would be a stamp from the future for half of all ticks, and never due.
+            refreshed: clock::tick(),
             ifindex,
             gateway: key.gateway,
             family: family as u32,

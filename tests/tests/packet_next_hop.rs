@@ -1,10 +1,10 @@
 //! Where packets leave: cached next hops, and how they follow routes, neighbours and devices.
 
-use std::process::Command;
+use std::{collections::BTreeSet, process::Command};
 
 use lb_common::{
-    conntrack::Route,
-    device::{Device, device_flag},
+    conntrack::{Entry as _, Head, Route},
+    device::{Device, NextHop, device_flag},
     names,
     reason::{Event, Reason},
 };
@@ -234,6 +234,47 @@ fn mtus(lab: &Lab, port: u16) -> Vec<u16> {
         .into_iter()
         .filter(|(source, _)| source.get() == port);
     of_port.map(|(_, route)| Route(route).mtu()).collect()
+}
+
+/// A stamp of zero lies in the future during the first minutes after boot, and for months at a time later: such a
+/// neighbour was never due to be asked for again.
+#[test]
+fn a_neighbour_counts_as_asked_for_at_first_sight() {
+    let cases = BOOKS.into_iter().map(|book| {
+        let talk = Conversation::new(book, Mode::FullNat);
+        case(format!("{}: first sight", book.name()), talk.tables())
+            .steps(talk.handshake())
+            .then(|lab| {
+                let ticks = stamps(lab);
+                let hops: Vec<(u32, NextHop)> = lab.map(names::NEXT_HOPS).read_all().expect("hops");
+                let seen: Vec<u32> = hops
+                    .into_iter()
+                    .filter(|(_, hop)| hop.ifindex != 0)
+                    .map(|(_, hop)| hop.refreshed)
+                    .collect();
+                // The backend and the client.
+                assert_eq!(seen.len(), 2, "{seen:?}");
+                assert!(
+                    seen.iter().all(|tick| ticks.contains(tick)),
+                    "{seen:?}, flows {ticks:?}"
+                );
+                assert!(!seen.contains(&0), "a tick that is none");
+            })
+    });
+    run(cases.collect());
+}
+
+/// The ticks of every flow's last packet.
+fn stamps(lab: &Lab) -> BTreeSet<u32> {
+    let v4 = lab
+        .flows4(names::FLOWS_V4)
+        .into_values()
+        .map(|entry| entry.head());
+    let v6 = lab
+        .flows6(names::FLOWS_V6)
+        .into_values()
+        .map(|entry| entry.head());
+    v4.chain(v6).map(Head::stamp).collect()
 }
 
 #[test]
