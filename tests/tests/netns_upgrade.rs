@@ -139,7 +139,7 @@ impl<'s> Rig<'s> {
     /// Packets of the flows go on arriving, and new connections are made.
     fn expect_life(&self, flows: &Flows, when: &str) {
         let before = flows.answers();
-        let wanted = u64::try_from(3 * (FLOWS + CONTROLS)).expect("few flows");
+        let wanted = u64::try_from(3 * FLOWS).expect("few flows");
         poll_until(&format!("answers, {when}"), SOON, || {
             (flows.answers() >= before + wanted).then_some(())
         });

@@ -54,8 +54,13 @@ pub struct Tuple {
 #[derive(Debug, Default)]
 struct Shared {
     stop: AtomicBool,
+    /// On watched flows.
     answers: AtomicU64,
+    /// When the last of them came, in milliseconds from the start of the clock.
+    last: AtomicU64,
     broken: AtomicU64,
+    /// Why the first flow broke, and when.
+    first_loss: Mutex<Option<String>>,
     /// Who answered a flow first.
     backends: Mutex<BTreeMap<u32, IpAddr>>,
 }
@@ -118,7 +123,7 @@ impl Flows {
         let flows: Vec<Flow> = (0..).zip(all).map(open).collect();
         let mine = (0..).zip(&flows).filter(|(_, flow)| !flow.control);
         let tuples = mine.map(|(number, flow)| (number, flow.tuple)).collect();
-        let number = flows.len() as u64;
+        let number = servers.len() as u64;
         let shared = Arc::new(Shared::default());
         let state = Arc::clone(&shared);
         let thread = std::thread::spawn(move || Loop::new(&state, flows, start).run());
@@ -142,9 +147,23 @@ impl Flows {
             .collect()
     }
 
-    /// Messages received by the client, on control flows too.
+    /// Messages received by the client, without those on control flows.
     pub fn answers(&self) -> u64 {
         self.shared.answers.load(Ordering::Relaxed)
+    }
+
+    /// What is known of the flows now, for the reader of a test that fails.
+    pub fn state(&self) -> String {
+        let last = Duration::from_millis(self.shared.last.load(Ordering::Relaxed));
+        let first = self.shared.first_loss();
+        format!(
+            "{} answers, the last at {:.1} s of {:.1} s; {} flows broken, the first: {}",
+            self.answers(),
+            last.as_secs_f64(),
+            self.start.elapsed().as_secs_f64(),
+            self.broken(),
+            first.as_deref().unwrap_or("none")
+        )
     }
 
     /// Flows that broke until now; stalls are judged at the end.
@@ -279,6 +298,11 @@ impl Flow {
 }
 
 impl Shared {
+    fn first_loss(&self) -> MutexGuard<'_, Option<String>> {
+        let guard = self.first_loss.lock();
+        guard.unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn backends(&self) -> MutexGuard<'_, BTreeMap<u32, IpAddr>> {
         self.backends.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -363,9 +387,21 @@ impl<'s> Loop<'s> {
                 let number = u32::try_from(number).expect("few flows");
                 self.shared.backends().insert(number, address(server));
             }
-            self.shared.answers.fetch_add(answers, Ordering::Relaxed);
-            if flow.loss.is_some() {
+            let time = self.start.elapsed();
+            if answers > 0 && !flow.control {
+                let last = u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
+                self.shared.last.store(last, Ordering::Relaxed);
+                self.shared.answers.fetch_add(answers, Ordering::Relaxed);
+            }
+            if let Some(loss) = &flow.loss {
                 self.shared.broken.fetch_add(1, Ordering::Relaxed);
+                self.shared.first_loss().get_or_insert_with(|| {
+                    format!(
+                        "{} at {:.1} s: {loss}",
+                        flow.tuple.server,
+                        time.as_secs_f64()
+                    )
+                });
                 self.epoll.delete(&flow.stream).expect("epoll");
             }
         }

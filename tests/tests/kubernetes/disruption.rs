@@ -6,6 +6,7 @@ use std::{
     collections::BTreeMap,
     fs,
     net::{IpAddr, SocketAddr},
+    process::Command,
     thread::sleep,
     time::Duration,
 };
@@ -51,17 +52,18 @@ impl Gate<'_> {
         let clock = || self.flows.start_of_clock().elapsed().as_secs_f64();
         let start = clock();
         act();
-        let answers = self.flows.answers();
+        let (done, answers) = (clock(), self.flows.answers());
         let more = poll(Duration::from_secs(20), || {
             (self.flows.answers() > answers + 5 * FLOWS as u64).then_some(())
         });
-        assert!(
-            more.is_some(),
-            "{what}: {} answers in 20 s, {} flows broken\n{}",
-            self.flows.answers() - answers,
-            self.flows.broken(),
-            self.surroundings()
-        );
+        if more.is_none() {
+            // What is asked for next may fail itself.
+            say(&format!(
+                "{what}, done at {done:.1} s: {}",
+                self.flows.state()
+            ));
+            panic!("{what}: too few answers in 20 s\n{}", self.surroundings());
+        }
         say(&format!(
             "{start:5.1} s  {what} × {times}, {:.1} s; broken: {}",
             clock() - start,
@@ -74,15 +76,25 @@ impl Gate<'_> {
     fn surroundings(&self) -> String {
         let pods = ["get", "pods", "--all-namespaces", "-o", "wide"];
         let events = ["get", "events", "--all-namespaces"];
-        let load = fs::read_to_string("/proc/loadavg").unwrap_or_default();
+        let read = |file: &str| fs::read_to_string(file).unwrap_or_default();
+        let mut sockets = Command::new("ss");
+        sockets.args(["--tcp", "--info", "--numeric", "--oneline"]);
+        let sockets = self.cluster.client().inside(|| sockets.output());
+        let sockets = sockets.map_or_else(|error| error.to_string(), |it| text(&it.stdout));
+        let sockets: Vec<_> = sockets.lines().take(40).collect();
         let parts = [
+            sockets.join("\n"),
+            read("/proc/loadavg"),
+            read("/proc/stat"),
             text(&self.cluster.try_kubectl(pods).stdout),
             text(&self.cluster.try_kubectl(events).stdout),
-            load,
+            self.cluster
+                .node("edge1", &["ls", "-R", "/sys/fs/bpf/sluice"]),
             self.cluster.node("edge1", &["ip", "neigh"]),
             self.cluster.node("edge1", &["ip", "-stats", "link"]),
             self.cluster.agent().log(),
             self.cluster.agent().lbctl("edge1", "status"),
+            self.cluster.agent().lbctl("edge1", "stats"),
             self.cluster.agent().lbctl("edge1", "stats"),
         ];
         parts.join("\n")
