@@ -197,7 +197,7 @@ pub struct ServicePortObject {
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct FieldAddress {
     /// Path of the field.
-    pub field: String,
+    pub field: Arc<str>,
     /// The address, in canonical form.
     pub address: IpAddr,
 }

@@ -65,7 +65,7 @@ pub(super) fn resolve(
                     };
                     rejected.push(Rejection::service(
                         &draft.name,
-                        claim.field.clone(),
+                        &*claim.field,
                         format!("{} belongs to Service {winner}{older}", claim.frontend),
                     ));
                 }

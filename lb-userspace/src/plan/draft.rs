@@ -4,6 +4,7 @@ use std::{
     borrow::Cow,
     collections::{BTreeMap, BTreeSet},
     net::IpAddr,
+    sync::Arc,
 };
 
 use lb_common::service::{ServiceName, frontend_flag, service_flag};
@@ -58,7 +59,7 @@ pub(super) struct Claim {
     /// Bits of [`frontend_flag`].
     pub(super) flags: u32,
     /// The field that asks for it.
-    pub(super) field: String,
+    pub(super) field: Arc<str>,
 }
 
 /// Drafts every Service, in the order of names. Service ports without any frontend are left out.
@@ -220,26 +221,27 @@ impl<'a> Drafter<'a> {
                 );
                 continue;
             };
-            let mut uses = vec![
-                ("port", format!("port {}/{protocol}", port.port)),
-                ("name", format!("name `{}` of {protocol}", port.name)),
-                ("name", format!("name `{}` of {protocol}", label(port))),
+            let has_node_port = port.node_port != 0 && service.kind != ServiceKind::ClusterIp;
+            let uses = [
+                Some(Unique::Port(port.port)),
+                Some(Unique::Name(Cow::Borrowed(&port.name))),
+                Some(Unique::Name(label(port))),
+                has_node_port.then_some(Unique::NodePort(port.node_port)),
             ];
-            if port.node_port != 0 && service.kind != ServiceKind::ClusterIp {
-                uses.push((
-                    "nodePort",
-                    format!("node port {}/{protocol}", port.node_port),
-                ));
-            }
+            let uses = uses.map(|what| what.map(|what| (what, protocol)));
             let collision = uses
                 .iter()
-                .find_map(|(name, what)| Some((*name, what, *taken.get(what)?)));
-            if let Some((name, what, earlier)) = collision {
-                let message = format!("{what} is that of spec.ports[{earlier}], which keeps it");
-                self.reject(field(name), message);
+                .flatten()
+                .find_map(|it| Some((it, *taken.get(it)?)));
+            if let Some(((what, _), earlier)) = collision {
+                let message = format!(
+                    "{} is that of spec.ports[{earlier}], which keeps it",
+                    what.of(protocol)
+                );
+                self.reject(field(what.field()), message);
                 continue;
             }
-            taken.extend(uses.into_iter().map(|(_, what)| (what, port.index)));
+            taken.extend(uses.into_iter().flatten().map(|it| (it, port.index)));
             usable.push((port, protocol));
         }
         usable
@@ -269,7 +271,7 @@ impl<'a> Drafter<'a> {
                     claims.push(Claim {
                         frontend,
                         flags,
-                        field: field.clone(),
+                        field: Arc::clone(field),
                     });
                 }
             }
@@ -286,7 +288,7 @@ impl<'a> Drafter<'a> {
                 port: port.node_port,
                 protocol,
             };
-            let field = format!("spec.ports[{}].nodePort", port.index);
+            let field = format!("spec.ports[{}].nodePort", port.index).into();
             claims.push(Claim {
                 frontend,
                 flags: 0,
@@ -339,6 +341,33 @@ impl<'a> Drafter<'a> {
             affinity_seconds,
             sets,
         })
+    }
+}
+
+/// What no two ports of a Service may have in one protocol.
+#[derive(Debug, Eq, Ord, PartialEq, PartialOrd)]
+enum Unique<'a> {
+    Port(u16),
+    Name(Cow<'a, str>),
+    NodePort(u16),
+}
+
+impl Unique<'_> {
+    const fn field(&self) -> &'static str {
+        match self {
+            Self::Port(_) => "port",
+            Self::Name(_) => "name",
+            Self::NodePort(_) => "nodePort",
+        }
+    }
+
+    /// In words.
+    fn of(&self, protocol: Protocol) -> String {
+        match self {
+            Self::Port(port) => format!("port {port}/{protocol}"),
+            Self::Name(name) => format!("name `{name}` of {protocol}"),
+            Self::NodePort(port) => format!("node port {port}/{protocol}"),
+        }
     }
 }
 

@@ -66,7 +66,7 @@ pub(crate) fn service(name: &str, vips: &[&str], ports: &[&str]) -> ServiceObjec
 
 pub(crate) fn fields(addresses: &[&str], field: impl Fn(usize) -> String) -> Vec<FieldAddress> {
     let field = |(i, text): (usize, &&str)| FieldAddress {
-        field: field(i),
+        field: field(i).into(),
         address: ip(text),
     };
     addresses.iter().enumerate().map(field).collect()

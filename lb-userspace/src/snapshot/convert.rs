@@ -261,7 +261,7 @@ fn addresses<'a>(
         .filter(|(_, text)| !text.is_empty())
         .filter_map(|(i, text)| match parse_usable(text) {
             Ok(address) => Some(FieldAddress {
-                field: field(i),
+                field: field(i).into(),
                 address,
             }),
             Err(why) => {

@@ -154,7 +154,7 @@ fn name(n: u32) -> String {
 fn service(n: u32) -> ServiceObject {
     let field = |field: &str, first: u32| {
         vec![FieldAddress {
-            field: field.to_owned(),
+            field: field.into(),
             address: Ipv4Addr::from(first + n).into(),
         }]
     };

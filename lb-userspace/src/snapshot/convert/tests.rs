@@ -79,7 +79,7 @@ fn a_bad_address_is_named_and_the_rest_goes_on() {
     assert_eq!(texts(&object.external_ips), ["203.0.113.7"]);
     assert_eq!(texts(&object.ingress_ips), ["192.0.2.11"]);
     assert_eq!(
-        object.ingress_ips[0].field,
+        &*object.ingress_ips[0].field,
         "status.loadBalancer.ingress[1].ip"
     );
     assert_eq!(object.families, [Family::V4, Family::V6]);
