@@ -124,6 +124,42 @@ fn a_device_that_was_in_a_bridge_is_still_ours() {
     }
 }
 
+/// To the kernel an address with another prefix is another address.
+#[test]
+fn an_address_whose_network_changes_is_still_ours() {
+    if !require::kernel_tests() || !require::program("curl") {
+        return;
+    }
+    let _one = serial();
+    let world = World::two_armed(1);
+    let _server = http(world.backend(), "b0", 8080);
+    let mut node = Node::new(&world);
+    node.apply("ticker", &ticker());
+    node.start(4);
+    world.lb.ip("address add 10.0.0.1/23 dev eth1
+        address delete 10.0.0.1/24 dev eth1");
+    for web in vips(80) {
+        world.fetch(&web, 10_000);
+    }
+}
+
+/// An address that is nowhere is told of: no reply would arrive, and nothing be counted.
+#[test]
+fn a_given_snat_address_that_no_device_has_is_told() {
+    if !require::kernel_tests() {
+        return;
+    }
+    let _one = serial();
+    let world = World::two_armed(1);
+    let mut node = Node::new(&world).snat();
+    node.apply("ticker", &ticker());
+    node.start(4);
+    let told = |node: &Node<'_>| node.log().matches("has this SNAT address").count();
+    assert_eq!(told(&node), 0, "{}", node.log());
+    world.lb.ip("address delete 10.0.0.100/24 dev eth1");
+    poll_until("a warning", ALONE, || (told(&node) == 1).then_some(()));
+}
+
 /// Sends everything for the client through one router; the other forwards nothing to it any more.
 fn reroute(world: &World, to: u8, wait: Duration) {
     let [first, second] = world.routers.as_slice() else {

@@ -9,7 +9,11 @@ use rtnetlink::{
     packet_route::RouteNetlinkMessage,
     sys::{AsyncSocket as _, AsyncSocketExt as _, SocketAddr, TokioSocket, protocols},
 };
-use tokio::{sync::watch, task::JoinHandle, time::Instant};
+use tokio::{
+    sync::watch,
+    task::JoinHandle,
+    time::{Instant, MissedTickBehavior, interval_at},
+};
 use tracing::{debug, info, warn};
 
 use super::{
@@ -24,6 +28,9 @@ use crate::pins::PinDirectory;
 /// Shortest time between two rises of the route generation: a storm of changes must not keep every
 /// flow looking up its route.
 const GATHER: Duration = Duration::from_millis(5);
+/// How often everything is read again. The kernel may have told of something else than what is: messages overtake
+/// each other when the socket was full, and a list is not of one moment.
+const RESYNC: Duration = Duration::from_mins(1);
 /// After a failure to write.
 const RETRY: Duration = Duration::from_secs(1);
 
@@ -158,6 +165,7 @@ pub async fn monitor(pins: &PinDirectory) -> Result<Monitor, MonitorError> {
         view: watch::channel(Arc::default()).0,
         moved: 0,
         lost: false,
+        absent: BTreeSet::new(),
     };
     let view = follower.view.subscribe();
     follower
@@ -186,15 +194,22 @@ struct Follower {
     moved: u64,
     /// The kernel had more to tell than the socket could hold.
     lost: bool,
+    /// SNAT addresses that no device has.
+    absent: BTreeSet<IpAddr>,
 }
 
 impl Follower {
     async fn run(mut self) -> MonitorError {
         let mut flushed = Instant::now();
+        let mut resync = interval_at(flushed + RESYNC, RESYNC);
+        resync.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
-            let mut change = match self.change().await {
-                Ok(change) => change,
-                Err(error) => return error,
+            let mut change = tokio::select! {
+                change = self.change() => match change {
+                    Ok(change) => change,
+                    Err(error) => return error,
+                },
+                _ = resync.tick() => self.read_again().await,
             };
             // The first change after a pause is told at once, the others together.
             let due = flushed + GATHER;
@@ -220,6 +235,23 @@ impl Follower {
             }
             flushed = Instant::now();
         }
+    }
+
+    /// Compares with what is. A change on its way to us may be seen already; it will then change nothing.
+    async fn read_again(&mut self) -> Change {
+        let found = match dump(&self.handle).await {
+            Ok(found) => found,
+            Err(error) => {
+                warn!(%error, "the network cannot be read again");
+                return Change::Nothing;
+            }
+        };
+        let change = self.network.difference(&found);
+        if change != Change::Nothing {
+            debug!(?change, "the network was not as it was told of");
+            self.network = found;
+        }
+        change
     }
 
     /// Waits for something to happen. May be cancelled: nothing taken in is lost.
@@ -265,6 +297,7 @@ impl Follower {
                     .written
                     .decide(&self.network, &redirectable, snat.as_ref(), room);
             self.report(&next);
+            self.tell_absent(snat.as_ref());
             self.writer.write(next)?;
             self.decided_by = snat;
         }
@@ -280,6 +313,19 @@ impl Follower {
         }
         debug!(?change, "network changed");
         Ok(())
+    }
+
+    /// Warns of SNAT addresses that were given to us and that no device has. They may be routed here all the same.
+    fn tell_absent(&mut self, snat: Option<&SnatPolicy>) {
+        let given = snat.iter().flat_map(|snat| &snat.addresses).copied();
+        let absent: BTreeSet<_> = given.filter(|it| !self.network.has_address(*it)).collect();
+        for address in absent.difference(&self.absent) {
+            warn!(
+                %address,
+                "no device of this node has this SNAT address: unless it is routed here, no reply arrives"
+            );
+        }
+        self.absent = absent;
     }
 
     fn redirectable(&self) -> BTreeSet<u32> {

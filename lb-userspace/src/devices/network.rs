@@ -25,13 +25,24 @@ pub struct Link {
     pub vlan: Option<(u32, u16)>,
 }
 
-/// An address of a device.
+/// An address of a device. The kernel holds one several times if the prefix or the peer differs.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(super) struct Address {
-    pub(super) address: IpAddr,
+    pub(super) ip: IpAddr,
+    /// Bits of the network behind the device.
+    pub(super) prefix: u8,
+    /// The other end, on a point-to-point device.
+    pub(super) peer: Option<IpAddr>,
     /// A source address the kernel itself would choose: global, not secondary, temporary,
     /// deprecated or tentative.
     pub(super) primary: bool,
+}
+
+impl Address {
+    /// Whether it is the same one to the kernel.
+    fn is_same(&self, other: &Self) -> bool {
+        (self.ip, self.prefix, self.peer) == (other.ip, other.prefix, other.peer)
+    }
 }
 
 /// How much a message changed; each includes what stands before it.
@@ -70,7 +81,7 @@ impl Network {
         };
         let devices = self.addresses.iter().filter(|(ifindex, _)| is_own(ifindex));
         devices
-            .flat_map(|(_, addresses)| addresses.iter().map(|a| a.address))
+            .flat_map(|(_, addresses)| addresses.iter().map(|a| a.ip))
             .collect()
     }
 
@@ -82,8 +93,8 @@ impl Network {
             .map(Vec::as_slice)
             .unwrap_or_default();
         let first = |v4: bool| {
-            let of_family = |a: &&Address| a.primary && a.address.is_ipv4() == v4;
-            addresses.iter().find(of_family).map(|a| a.address)
+            let of_family = |a: &&Address| a.primary && a.ip.is_ipv4() == v4;
+            addresses.iter().find(of_family).map(|a| a.ip)
         };
         (first(true), first(false))
     }
@@ -116,7 +127,7 @@ impl Network {
 
     pub(super) fn set_address(&mut self, ifindex: u32, address: Address) -> Change {
         let addresses = self.addresses.entry(ifindex).or_default();
-        match addresses.iter_mut().find(|a| a.address == address.address) {
+        match addresses.iter_mut().find(|it| it.is_same(&address)) {
             Some(known) if *known == address => return Change::Nothing,
             Some(known) => *known = address,
             None => addresses.push(address),
@@ -124,16 +135,37 @@ impl Network {
         Change::Tables
     }
 
-    pub(super) fn remove_address(&mut self, ifindex: u32, address: IpAddr) -> Change {
+    pub(super) fn remove_address(&mut self, ifindex: u32, address: &Address) -> Change {
         let Some(addresses) = self.addresses.get_mut(&ifindex) else {
             return Change::Nothing;
         };
         let before = addresses.len();
-        addresses.retain(|a| a.address != address);
-        if addresses.len() == before {
+        addresses.retain(|it| !it.is_same(address));
+        let change = if addresses.len() == before {
             Change::Nothing
         } else {
             Change::Tables
+        };
+        if addresses.is_empty() {
+            self.addresses.remove(&ifindex);
+        }
+        change
+    }
+
+    /// Whether any device has this address.
+    pub(super) fn has_address(&self, address: IpAddr) -> bool {
+        let mut all = self.addresses.values().flatten();
+        all.any(|it| it.ip == address)
+    }
+
+    /// How much another picture differs from this one.
+    pub(super) fn difference(&self, other: &Self) -> Change {
+        if self.links != other.links || self.addresses != other.addresses {
+            Change::Tables
+        } else if self.neighbours != other.neighbours {
+            Change::Neighbours
+        } else {
+            Change::Nothing
         }
     }
 
@@ -225,6 +257,42 @@ mod tests {
     }
 
     #[test]
+    fn an_address_with_two_prefixes_is_there_until_both_are_gone() {
+        let with = |prefix, peer| Address {
+            ip: address("192.0.2.2"),
+            prefix,
+            peer,
+            primary: true,
+        };
+        let (narrow, wide) = (with(24, None), with(23, None));
+        let pointed = with(24, Some(address("192.0.2.9")));
+        let mut network = Network::default();
+        for one in [&narrow, &wide, &pointed] {
+            assert_eq!(network.set_address(2, *one), Change::Tables);
+            assert_eq!(network.set_address(2, *one), Change::Nothing);
+        }
+        for (gone, left) in [(&narrow, true), (&pointed, true), (&wide, false)] {
+            assert_eq!(network.remove_address(2, gone), Change::Tables, "{gone:?}");
+            assert_eq!(network.remove_address(2, gone), Change::Nothing, "{gone:?}");
+            assert_eq!(network.primary(2).0.is_some(), left, "{gone:?}");
+            assert_eq!(network.has_address(narrow.ip), left, "{gone:?}");
+        }
+        assert_eq!(network, Network::default());
+    }
+
+    #[test]
+    fn a_picture_differs_by_what_a_packet_would_notice() {
+        let mut told = Network::default();
+        told.set_link(2, Link::default());
+        let mut found = told.clone();
+        assert_eq!(told.difference(&found), Change::Nothing);
+        found.set_neighbour(2, address("192.0.2.9"), Some([1; 6]));
+        assert_eq!(told.difference(&found), Change::Neighbours);
+        found.remove_link(2);
+        assert_eq!(told.difference(&found), Change::Tables);
+    }
+
+    #[test]
     fn addresses_of_the_loopback_and_of_kube_proxy_are_not_the_node_s() {
         let mut network = Network::default();
         network.set_link(
@@ -251,7 +319,9 @@ mod tests {
             network.set_address(
                 ifindex,
                 Address {
-                    address: address(text),
+                    ip: address(text),
+                    prefix: 24,
+                    peer: None,
                     primary,
                 },
             );

@@ -29,7 +29,7 @@ pub(super) fn take(network: &mut Network, message: &RouteNetlinkMessage) -> Chan
             None => Change::Nothing,
         },
         RouteNetlinkMessage::DelAddress(message) => match address(message) {
-            Some(Address { address, .. }) => network.remove_address(message.header.index, address),
+            Some(address) => network.remove_address(message.header.index, &address),
             None => Change::Nothing,
         },
         RouteNetlinkMessage::NewNeighbour(message) => neighbour(network, message, false),
@@ -129,7 +129,9 @@ fn address(message: &AddressMessage) -> Option<Address> {
         | AddressFlags::Dadfailed;
     let global = message.header.scope == AddressScope::Universe;
     Some(Address {
-        address,
+        ip: address,
+        prefix: message.header.prefix_len,
+        peer: peer.filter(|peer| *peer != address),
         primary: global && !flags.intersects(unfit),
     })
 }

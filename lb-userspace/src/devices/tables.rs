@@ -238,7 +238,9 @@ mod tests {
             network.set_address(
                 *ifindex,
                 Address {
-                    address: ip(address),
+                    ip: ip(address),
+                    prefix: 24,
+                    peer: None,
                     primary: true,
                 },
             );
