@@ -290,9 +290,12 @@ impl Attacher {
 
     /// TCX links of the layout that serves: hooks and devices.
     pub fn serving_links(&self) -> Vec<(Hook, u32)> {
-        let links = self.loaded.serving.iter().flat_map(PinDirectory::links);
-        let links = links.filter_map(|name| parse_link_name(&name));
-        links.filter(|(hook, _)| chains(*hook)).collect()
+        self.loaded.serving.iter().flat_map(tcx_links).collect()
+    }
+
+    /// TCX links of our own layout, an earlier agent's included.
+    pub fn own_links(&self) -> Vec<(Hook, u32)> {
+        tcx_links(&self.loaded.directory)
     }
 
     /// Takes a program off a device. Nothing attached is fine.
@@ -379,6 +382,13 @@ impl Attacher {
         let others = others.into_iter().filter(|d| d != own);
         std::iter::once(own.clone()).chain(others).collect()
     }
+}
+
+/// TCX links of a layout: hooks and devices.
+fn tcx_links(directory: &PinDirectory) -> Vec<(Hook, u32)> {
+    let links = directory.links().into_iter();
+    let links = links.filter_map(|name| parse_link_name(&name));
+    links.filter(|(hook, _)| chains(*hook)).collect()
 }
 
 /// Removes the pin of a link, unless it is somebody else's.

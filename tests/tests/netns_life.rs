@@ -3,6 +3,7 @@
 use std::{io::Write as _, process::Stdio, time::Duration};
 
 use lb_tests::{
+    disruption::tables::Tables,
     netns::{
         Process,
         agent::Node,
@@ -108,6 +109,43 @@ fn flows_outlive_restart_kill_and_sigterm_of_the_agent() {
     node.start(4);
     for (client, partner) in udp.iter().zip(&partners) {
         assert_eq!(&client.ask("who"), partner, "a UDP flow moved");
+    }
+    expect_whole(running);
+}
+
+/// Also of a device that no backend is behind any more: flows may still need it.
+#[test]
+fn an_agent_that_starts_replaces_every_program_that_stays() {
+    if !require::kernel_tests() {
+        return;
+    }
+    let _one = serial();
+    let world = World::local_pod();
+    let _servers = serve(&world);
+    let mut node = Node::on(&world.lb, ["--interface", "eth0"]);
+    let tables = Tables::new(node.pin_root());
+    let (v4, v6) = (backend4(0), backend6(0));
+    let pod = web()
+        .endpoint(&v4)
+        .on_node("edge")
+        .endpoint(&v6)
+        .on_node("edge");
+    node.apply("web", &pod);
+    node.start(4);
+    let running = downloads(&world);
+    poll_until("a program on the pod's device", SOON, || {
+        (tables.programs().len() == 3).then_some(())
+    });
+    let before = tables.programs();
+    node.remove("web.yaml");
+    node.wait_frontends(0);
+    node.kill();
+    node.start(0);
+    let after = tables.programs();
+    assert_eq!(after.len(), before.len(), "{before:?}, {after:?}");
+    for ((link, old), (same, new)) in before.iter().zip(&after) {
+        assert_eq!(link, same, "{before:?}, {after:?}");
+        assert_ne!(old, new, "{link} still runs its old program");
     }
     expect_whole(running);
 }

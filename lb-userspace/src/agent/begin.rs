@@ -82,7 +82,7 @@ impl Agent {
             DataPath::Beside(loaded, migration) => {
                 let pins = loaded.directory.clone();
                 let attacher = Attacher::new(loaded, config.pin_root.clone());
-                let programs = Programs::Verified(Interfaces::new(attacher));
+                let programs = Programs::Verified(Box::new(Interfaces::new(attacher)));
                 (pins, false, programs, Some(*migration))
             }
         };

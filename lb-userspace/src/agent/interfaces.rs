@@ -26,6 +26,8 @@ pub(super) struct Interfaces {
     /// Where the addresses in `looked_up` are, as of network state `looked_up_at`.
     looked_up: BTreeSet<IpAddr>,
     looked_up_at: u64,
+    /// Something could not be attached: to be tried again by the next [`Self::follow`].
+    lacks: bool,
     missing: BTreeSet<String>,
 }
 
@@ -37,6 +39,7 @@ impl Interfaces {
             held: BTreeSet::new(),
             looked_up: BTreeSet::new(),
             looked_up_at: 0,
+            lacks: false,
             missing: BTreeSet::new(),
         }
     }
@@ -58,6 +61,14 @@ impl Interfaces {
     /// Removes links of an earlier configuration, and other layouts: from now on this one serves.
     pub(super) fn settle(&mut self, config: &Config, view: &NetworkView) {
         self.attacher.taken_over();
+        // What stays must not stay an older program's, with the settings of its time.
+        for (hook, index) in self.attacher.own_links() {
+            if self.keeps(config, view, hook, index)
+                && let Some(link) = view.network.links().get(&index)
+            {
+                self.try_hold(&interface(index, link), hook);
+            }
+        }
         self.attacher
             .prune(|hook, index| self.keeps(config, view, hook, index));
         self.attacher.retire_other_layouts();
@@ -121,8 +132,12 @@ impl Interfaces {
         Ok(())
     }
 
-    /// Follows devices that came, went, or got VLANs. Failures are logged: the others go on.
+    /// Follows devices that came, went, or got VLANs, and tries again what failed before. Failures are logged:
+    /// the others go on.
     pub(super) fn follow(&mut self, config: &Config, view: &NetworkView) {
+        if std::mem::take(&mut self.lacks) {
+            self.looked_up.clear();
+        }
         self.managed.retain(|index, _| exists(view, *index));
         self.held.retain(|(index, _)| exists(view, *index));
         self.attacher.prune(|_, index| exists(view, index));
@@ -151,6 +166,7 @@ impl Interfaces {
             }
             preflight::check_forwarding(name, config.manage_sysctls);
             if let Err(error) = self.manage(config, &interface, view) {
+                self.lacks = true;
                 warn!(interface = name, "{}", chain(&error));
             }
         }
@@ -265,6 +281,7 @@ impl Interfaces {
 
     fn try_hold(&mut self, interface: &Interface, hook: Hook) {
         if let Err(error) = self.hold(interface, hook) {
+            self.lacks = true;
             warn!(interface = interface.name, "{}", chain(&error));
         }
     }

@@ -16,7 +16,7 @@ pub(super) enum Programs {
     /// The kernel looks at them; links of other layouts are below this root.
     Verifying(JoinHandle<Result<Loaded, PinError>>, PathBuf),
     /// They can be attached.
-    Verified(Interfaces),
+    Verified(Box<Interfaces>),
 }
 
 impl Programs {
@@ -36,7 +36,7 @@ impl Programs {
                 Self::Verified(interfaces) => return Ok(interfaces),
                 Self::Verifying(task, root) => {
                     let attacher = Attacher::new(task.await??, std::mem::take(root));
-                    *self = Self::Verified(Interfaces::new(attacher));
+                    *self = Self::Verified(Box::new(Interfaces::new(attacher)));
                 }
             }
         }
