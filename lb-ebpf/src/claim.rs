@@ -235,7 +235,7 @@ fn place<F: Family>(attempt: &mut Attempt<F>, number: u32) -> bool {
             0x1_0000 - FIRST_CLIENT_PORT,
         )
     } else {
-        let offset = ((mixed & 0xffff) * (attempt.count & 0xff)) >> 16;
+        let offset = ((mixed & 0xffff) * (attempt.count & 0xffff)) >> 16;
         match F::snat(attempt.first + offset) {
             Some(snat) => snat,
             None => return false,

@@ -78,6 +78,44 @@ fn a_port_outside_the_range_is_replaced() {
     run(cases);
 }
 
+/// As many as the tables hold by default.
+#[test]
+fn new_flows_take_every_one_of_many_snat_addresses() {
+    const MANY: u16 = 256;
+    let cases = BOOKS.into_iter().map(|book| {
+        let talk = Conversation::new(book, Mode::FullNat);
+        case(format!("{}: {MANY} addresses", book.name()), talk.tables()).then(move |lab| {
+            lab.snat_addresses(MANY);
+            for port in 0..64 {
+                let first = book.first(&book.client(40_000 + port), &book.vip(443));
+                let outcome = match lab.hook() {
+                    Hook::Xdp => lab.xdp(&first.bytes(), OUTSIDE),
+                    _ => lab.ingress(&first.bytes(), OUTSIDE),
+                };
+                assert_eq!(outcome.verdict, Verdict::Send);
+            }
+            let reverse = lb_common::conntrack::flag::REVERSE;
+            let v4 = lab.flows4(names::EMBRYONIC_V4).into_values();
+            let v6 = lab.flows6(names::EMBRYONIC_V6).into_values();
+            let v4: BTreeSet<_> = v4
+                .filter(|entry| entry.flags & reverse == 0)
+                .map(|entry| entry.source.0)
+                .collect();
+            let v6: BTreeSet<_> = v6
+                .filter(|entry| entry.flags & reverse == 0)
+                .map(|entry| entry.source.0)
+                .collect();
+            // Two of 64 by chance have the same now and then.
+            assert!(
+                v4.len() + v6.len() > 32,
+                "{} addresses",
+                v4.len() + v6.len()
+            );
+        })
+    });
+    run(cases.collect());
+}
+
 #[test]
 fn exhaustion_by_established_flows_is_counted() {
     let cases: Vec<Case> = BOOKS

@@ -142,6 +142,29 @@ impl Lab {
         map.update(&element, &snat_address(v6, first, count))
             .expect("SNAT_V6");
     }
+
+    /// Puts so many SNAT addresses behind [`INSIDE`].
+    pub fn snat_addresses(&self, count: u16) {
+        let (v4, v6) = (self.map(names::SNAT_V4), self.map(names::SNAT_V6));
+        for element in 0..u32::from(count) {
+            let (high, low) = (element >> 8, element & 0xff);
+            let address = snat_address(&format!("10.77.{high}.{low}"), 1_024, 64_512);
+            v4.update(&element, &address).expect("SNAT_V4");
+            let address = snat_address(&format!("2001:db8:77::{element:x}"), 1_024, 64_512);
+            v6.update(&element, &address).expect("SNAT_V6");
+        }
+        let devices = self.map(names::DEVICES);
+        let key = u32::from(INSIDE.index);
+        let device: Device = devices.lookup(&key).expect("DEVICES").expect("an element");
+        let device = Device {
+            snat4_first: 0,
+            snat4_count: count,
+            snat6_first: 0,
+            snat6_count: count,
+            ..device
+        };
+        devices.update(&key, &device).expect("DEVICES");
+    }
 }
 
 /// An SNAT address and its ports.
