@@ -299,6 +299,8 @@ pub const fn step(own: u8, peer: u8, segment: Segment, plausible: bool) -> (u8, 
             FIN | CLOSED => (CLOSED, CLOSED),
             _ => (FIN, peer),
         },
+        // The other half changed when this one had closed: once more.
+        (Segment::Fin, CLOSED) if peer == FIN => (CLOSED, CLOSED),
         // Whoever got a true RST sends nothing more.
         (Segment::Data | Segment::Fin, RESET) => (ESTABLISHED, ESTABLISHED),
         _ => (own, peer),
@@ -405,6 +407,11 @@ mod tests {
         ] {
             assert_eq!(Segment::of(flags), expected, "{flags:#04x}");
         }
+    }
+
+    #[test]
+    fn the_second_fin_closes_the_half_that_does_not_know_of_it_yet() {
+        assert_eq!(step(CLOSED, FIN, Segment::Fin, true), (CLOSED, CLOSED));
     }
 
     #[test]

@@ -66,6 +66,18 @@ pub(crate) fn forget<F: Family>(key: &F::Flow, identity: u32) -> bool {
     unsafe { end_half(entry, identity, || F::remove_embryonic(key)) }
 }
 
+/// Whether this is a backend's RST on an embryonic flow.
+#[inline(always)]
+pub(crate) fn is_refusal<F: Family>(packet: &FlowPacket<F::Flow>) -> bool {
+    if !packet.is_tcp() || packet.segment() != Segment::Reset {
+        return false;
+    }
+    F::embryonic(&packet.flow).is_some_and(|entry| {
+        // SAFETY: looked up just now. If the element serves another flow by now, TCX finds out.
+        unsafe { &*entry }.flags() & flag::REVERSE != 0
+    })
+}
+
 /// A packet from the backend: notes what the client must acknowledge to prove itself.
 #[inline(always)]
 fn reply<F: Family>(

@@ -23,7 +23,7 @@ use lb_common::{
 use network_types::eth::{EthHdr, EtherType};
 
 use crate::{
-    clock, established,
+    clock, embryonic, established,
     family::{V4, V6},
     flow_packet::{FlowPacket, Step},
     forward,
@@ -92,6 +92,10 @@ fn unusual<F: Frame>(
     entry: &mut F::Entry,
 ) -> Step {
     let ctx: *mut c_void = ctx.as_ptr();
+    // It ends its flow, and may yet turn out to be one that only TCX can send on, who would not know it any more.
+    if found == Step::MISS && embryonic::is_refusal::<F>(packet) {
+        return Step::HAND_OVER;
+    }
     let mut step = path::known_flow::<F>(packet, found, entry);
     if step == Step::MISS {
         // TCX makes the flow if it must have the packet anyway.

@@ -292,7 +292,7 @@ fn a_backend_that_refuses_frees_the_tuple() {
         let refusal = talk.second().flags(0x14);
         case(format!("{}: refused", talk.name()), talk.tables())
             .step(talk.request(&talk.first()).creates())
-            .step(talk.reply(&refusal))
+            .step(talk.reply(&refusal).by_tcx())
             .flows(0, 0)
             .step(talk.request(&talk.first()).creates())
     });

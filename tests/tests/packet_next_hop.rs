@@ -13,7 +13,7 @@ use lb_tests::{
     case::{Case, case, from, run},
     flows::{Conversation, Mode},
     netns::succeed,
-    network::{INSIDE, OUTSIDE, SLIM, neighbour},
+    network::{INSIDE, OUTSIDE, Port, SLIM, neighbour},
     packet::{Mac, Packet, packet},
     run::{Hook, Lab},
 };
@@ -135,9 +135,9 @@ fn a_route_that_is_gone_drops_and_counts_until_it_is_back() {
 }
 
 /// Takes from a device what lets XDP send to it, or gives it back.
-fn set_redirect(lab: &Lab, redirect: bool) {
+fn set_redirect(lab: &Lab, device: Port, redirect: bool) {
     let devices = lab.map(names::DEVICES);
-    let key = u32::from(INSIDE.index);
+    let key = u32::from(device.index);
     let device: Device = devices.lookup(&key).expect("DEVICES").expect("an element");
     let flags = if redirect { device_flag::REDIRECT } else { 0 };
     devices
@@ -151,11 +151,27 @@ fn a_device_xdp_cannot_send_to_is_left_to_tcx() {
         let talk = Conversation::new(book, Mode::FullNat);
         case(format!("{}: no redirect", book.name()), talk.tables())
             .steps(talk.handshake())
-            .then(|lab| set_redirect(lab, false))
+            .then(|lab| set_redirect(lab, INSIDE, false))
             .step(talk.request(&talk.question()).by_tcx())
             .step(talk.reply(&talk.answer()))
-            .then(|lab| set_redirect(lab, true))
+            .then(|lab| set_redirect(lab, INSIDE, true))
             .step(talk.request(&talk.question()))
+    });
+    run(cases.collect());
+}
+
+/// The refusal ends its flow: where XDP does so and leaves the packet to TCX, that must know it still.
+#[test]
+fn a_refusal_reaches_the_client_where_xdp_cannot_send() {
+    let cases = BOOKS.into_iter().filter(|book| !book.is_udp()).map(|book| {
+        let talk = Conversation::new(book, Mode::FullNat);
+        let refusal = talk.second().flags(0x14);
+        case(format!("{}: refused", book.name()), talk.tables())
+            .then(|lab| set_redirect(lab, OUTSIDE, false))
+            .step(talk.request(&talk.first()).creates())
+            .step(talk.reply(&refusal).by_tcx())
+            .flows(0, 0)
+            .then(|lab| set_redirect(lab, OUTSIDE, true))
     });
     run(cases.collect());
 }
