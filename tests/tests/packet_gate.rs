@@ -252,7 +252,7 @@ fn what_a_client_must_acknowledge_waits_until_it_can_be_noted() {
         let dropped = |packet| from(talk.inside(), packet).drops(Reason::Frozen);
         let case = freeze(young)
             .step(dropped(&talk.second()))
-            .step(dropped(&talk.answer().rst()))
+            .step(dropped(&talk.answer().rst()).by_tcx())
             .step(talk.request(&talk.first()))
             .flows(0, 2);
         open(case)
