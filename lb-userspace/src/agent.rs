@@ -178,8 +178,6 @@ impl Agent {
                 () = retrying => stale = true,
                 _ = resync.tick(), if reading.is_none() => {
                     self.translators.look_again(&self.config).await?;
-                    // What could not be attached then may be now.
-                    self.followed = 0;
                     reading = self.read_back();
                     stale = true;
                 }

@@ -252,8 +252,7 @@ fn mtus(lab: &Lab, port: u16) -> Vec<u16> {
     of_port.map(|(_, route)| Route(route).mtu()).collect()
 }
 
-/// A stamp of zero lies in the future during the first minutes after boot, and for months at a time later: such a
-/// neighbour was never due to be asked for again.
+/// A stamp of zero lies in the future for months at a time: such a neighbour was never due to be asked for again.
 #[test]
 fn a_neighbour_counts_as_asked_for_at_first_sight() {
     let cases = BOOKS.into_iter().map(|book| {

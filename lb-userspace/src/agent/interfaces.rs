@@ -26,8 +26,6 @@ pub(super) struct Interfaces {
     /// Where the addresses in `looked_up` are, as of network state `looked_up_at`.
     looked_up: BTreeSet<IpAddr>,
     looked_up_at: u64,
-    /// Something could not be attached: to be tried again by the next [`Self::follow`].
-    lacks: bool,
     missing: BTreeSet<String>,
 }
 
@@ -39,7 +37,6 @@ impl Interfaces {
             held: BTreeSet::new(),
             looked_up: BTreeSet::new(),
             looked_up_at: 0,
-            lacks: false,
             missing: BTreeSet::new(),
         }
     }
@@ -132,12 +129,8 @@ impl Interfaces {
         Ok(())
     }
 
-    /// Follows devices that came, went, or got VLANs, and tries again what failed before. Failures are logged:
-    /// the others go on.
+    /// Follows devices that came, went, or got VLANs. Failures are logged: the others go on.
     pub(super) fn follow(&mut self, config: &Config, view: &NetworkView) {
-        if std::mem::take(&mut self.lacks) {
-            self.looked_up.clear();
-        }
         self.managed.retain(|index, _| exists(view, *index));
         self.held.retain(|(index, _)| exists(view, *index));
         self.attacher.prune(|_, index| exists(view, index));
@@ -166,7 +159,6 @@ impl Interfaces {
             }
             preflight::check_forwarding(name, config.manage_sysctls);
             if let Err(error) = self.manage(config, &interface, view) {
-                self.lacks = true;
                 warn!(interface = name, "{}", chain(&error));
             }
         }
@@ -281,7 +273,6 @@ impl Interfaces {
 
     fn try_hold(&mut self, interface: &Interface, hook: Hook) {
         if let Err(error) = self.hold(interface, hook) {
-            self.lacks = true;
             warn!(interface = interface.name, "{}", chain(&error));
         }
     }

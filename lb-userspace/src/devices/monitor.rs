@@ -239,7 +239,7 @@ impl Follower {
 
     /// Compares with what is. A change on its way to us may be seen already; it will then change nothing.
     async fn read_again(&mut self) -> Change {
-        let found = match dump(&self.handle).await {
+        let found = match self.list().await {
             Ok(found) => found,
             Err(error) => {
                 warn!(%error, "the network cannot be read again");
@@ -252,6 +252,24 @@ impl Follower {
             self.network = found;
         }
         change
+    }
+
+    /// What is, in the order we know it. A list that says something else of a device is made twice: one of many parts
+    /// may leave out what stands where something went meanwhile.
+    async fn list(&self) -> Result<Network, MonitorError> {
+        let mut found = dump(&self.handle).await?;
+        found.order_as(&self.network);
+        if self.network.difference(&found) != Change::Tables {
+            return Ok(found);
+        }
+        let mut again = dump(&self.handle).await?;
+        again.order_as(&self.network);
+        Ok(if found.difference(&again) == Change::Tables {
+            // It changes just now: we are being told.
+            self.network.clone()
+        } else {
+            again
+        })
     }
 
     /// Waits for something to happen. May be cancelled: nothing taken in is lost.

@@ -158,6 +158,18 @@ impl Network {
         all.any(|it| it.ip == address)
     }
 
+    /// Brings each device's addresses into the order another picture has them in, new ones last. The kernel lists
+    /// them in another order than it tells of them, and the first is the primary one.
+    pub(super) fn order_as(&mut self, known: &Self) {
+        for (ifindex, addresses) in &mut self.addresses {
+            let Some(before) = known.addresses.get(ifindex) else {
+                continue;
+            };
+            let place = |address: &Address| before.iter().position(|it| it.is_same(address));
+            addresses.sort_by_key(|address| place(address).unwrap_or(usize::MAX));
+        }
+    }
+
     /// How much another picture differs from this one.
     pub(super) fn difference(&self, other: &Self) -> Change {
         if self.links != other.links || self.addresses != other.addresses {
@@ -278,6 +290,28 @@ mod tests {
             assert_eq!(network.has_address(narrow.ip), left, "{gone:?}");
         }
         assert_eq!(network, Network::default());
+    }
+
+    #[test]
+    fn a_list_does_not_change_which_address_comes_first() {
+        let one = |text| Address {
+            ip: address(text),
+            prefix: 64,
+            peer: None,
+            primary: true,
+        };
+        let (first, second, third) = (one("2001:db8::1"), one("2001:db8::2"), one("2001:db8::3"));
+        let (mut told, mut found) = (Network::default(), Network::default());
+        for known in [first, second] {
+            told.set_address(2, known);
+        }
+        for listed in [third, second, first] {
+            found.set_address(2, listed);
+        }
+        found.order_as(&told);
+        assert_eq!(found.primary(2), told.primary(2));
+        told.set_address(2, third);
+        assert_eq!(told.difference(&found), Change::Nothing);
     }
 
     #[test]
