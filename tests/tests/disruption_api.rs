@@ -1,6 +1,6 @@
 //! The API server of the gate itself: it goes and comes whatever else the test does.
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::process::Command;
 
 use lb_tests::{
     disruption::api::{Api, Outage},
@@ -20,26 +20,22 @@ fn it_comes_back_while_programs_are_started() {
     let _one = serial();
     let namespace = Namespace::new("api");
     let mut api = Api::start(&namespace);
-    let stop = AtomicBool::new(false);
     std::thread::scope(|scope| {
-        for _ in 0..4 {
-            scope.spawn(|| {
-                while !stop.load(Ordering::Relaxed) {
-                    succeed(&mut std::process::Command::new("true"));
-                }
-            });
-        }
-        let outages = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
-            for outage in [Outage::Gone, Outage::Failing]
-                .into_iter()
-                .cycle()
-                .take(OUTAGES)
-            {
-                api.fail(outage);
+        let outages = scope.spawn(move || {
+            let ways = [Outage::Gone, Outage::Failing].into_iter().cycle();
+            for way in ways.take(OUTAGES) {
+                api.fail(way);
                 api.recover(false);
             }
-        }));
-        stop.store(true, Ordering::Relaxed);
-        outages.unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+        });
+        std::thread::scope(|programs| {
+            for _ in 0..4 {
+                programs.spawn(|| {
+                    while !outages.is_finished() {
+                        succeed(&mut Command::new("true"));
+                    }
+                });
+            }
+        });
     });
 }
