@@ -1,7 +1,7 @@
 //! Real clients and servers through the agent's data path: who sees whose address, and which
 //! program carried the packets.
 
-use std::time::Duration;
+use std::{io::ErrorKind, time::Duration};
 
 use lb_common::reason::Event;
 use lb_tests::{
@@ -10,7 +10,7 @@ use lb_tests::{
         agent::Node,
         manifest::{ServiceManifest, service},
         poll_until, serial,
-        server::{Server, UdpClient, dns, http, udp_echo},
+        server::{Server, TcpClient, UdpClient, dns, http, tcp_echo, udp_echo},
         text,
         world::{VIP4, VIP6, World, backend4, backend6, vips},
     },
@@ -148,6 +148,45 @@ fn a_gateway_keeps_the_clients_address_by_xdp() {
     node.apply("web", &web(2).spec("externalTrafficPolicy: Local"));
     node.start(4);
     exercise(&world, &node, ["198.51.100.7", "2001:db8:100::7"]);
+}
+
+/// At the backend both are one tuple: the connection that is there wins, and the other is served once it is over.
+#[test]
+fn a_direct_connection_from_the_port_of_a_flow_breaks_nothing() {
+    if !require::kernel_tests() {
+        return;
+    }
+    let _one = serial();
+    let world = World::local_pod();
+    let _echo = tcp_echo(world.backend(), "b0", 7000);
+    let mut node = Node::on(
+        &world.lb,
+        ["--interface", "eth0", "--pod-interface", "pod0"],
+    );
+    let manifest = service("echo").vip(VIP4).vip(VIP6).tcp(7000, 7000);
+    let manifest = manifest.endpoint(&backend4(0)).on_node("edge");
+    let manifest = manifest.endpoint(&backend6(0)).on_node("edge");
+    node.apply("echo", &manifest);
+    node.start(2);
+    let backends = [backend4(0), format!("[{}]", backend6(0))];
+    for (vip, backend) in vips(7000).iter().zip(backends) {
+        let direct = format!("{backend}:7000");
+        let limit = Duration::from_secs(5);
+        let connect = |port, server| TcpClient::from_port(port, &world.client, server, limit);
+        let answers = |client: &mut TcpClient| {
+            assert_eq!(client.ask("hello").expect("an answer"), "b0 hello");
+        };
+        let mut flow = connect(1_111, vip).expect("a flow");
+        answers(&mut flow);
+        answers(&mut connect(1_112, &direct).expect("a direct connection"));
+        let refused = connect(1_111, &direct).expect_err("its port is a flow's");
+        assert_eq!(refused.kind(), ErrorKind::TimedOut, "{refused}");
+        answers(&mut flow);
+        drop(flow);
+        poll_until("the port to be free", limit, || {
+            connect(1_111, &direct).ok()
+        });
+    }
 }
 
 #[test]

@@ -3,8 +3,7 @@
 
 use std::{
     collections::BTreeMap,
-    io::{ErrorKind, Read as _, Write as _},
-    net::{IpAddr, SocketAddr, TcpStream},
+    net::{IpAddr, SocketAddr},
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, AtomicU64, Ordering},
@@ -15,13 +14,16 @@ use std::{
 
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 
+use self::flow::Flow;
 use super::{
     go_first,
-    message::{Direction, LENGTH, NOBODY, address, message},
-    observe::{Loss, Observed},
-    stall::{self, Interval, LIMIT},
+    message::address,
+    observe::Loss,
+    stall::{self, Interval},
 };
 use crate::netns::{Namespace, now, poll_until};
+
+mod flow;
 
 /// Between two messages of a flow: more than ten a second, also when the machine is late at times.
 pub const PAUSE: Duration = Duration::from_millis(90);
@@ -63,17 +65,6 @@ struct Shared {
     first_loss: Mutex<Option<String>>,
     /// Who answered a flow first.
     backends: Mutex<BTreeMap<u32, IpAddr>>,
-}
-
-#[derive(Debug)]
-struct Flow {
-    tuple: Tuple,
-    control: bool,
-    stream: TcpStream,
-    observed: Observed,
-    sent: u64,
-    unsent: Vec<u8>,
-    loss: Option<Loss>,
 }
 
 /// What became of the flows.
@@ -222,78 +213,6 @@ fn judge(flows: Vec<Flow>, watched: Duration) -> Outcome {
         flows: flows.iter().map(|flow| flow.judge(&machine)).collect(),
         machine,
         watched,
-    }
-}
-
-impl Flow {
-    fn open(number: u32, server: SocketAddr, control: bool, start: Instant) -> Self {
-        let stream = TcpStream::connect_timeout(&server, PATIENCE)
-            .unwrap_or_else(|e| panic!("flow {number} to {server}: {e}"));
-        stream.set_nodelay(true).expect("a socket");
-        stream.set_nonblocking(true).expect("a socket");
-        let client = stream.local_addr().expect("a connected socket");
-        Self {
-            tuple: Tuple { client, server },
-            control,
-            stream,
-            observed: Observed::new(number, start.elapsed()),
-            sent: 0,
-            unsent: Vec::new(),
-            loss: None,
-        }
-    }
-
-    fn send(&mut self, number: u32) {
-        if self.loss.is_some() {
-            return;
-        }
-        // What does not go now goes with the next; a flow that takes nothing is silent soon.
-        if self.unsent.len() < 64 * LENGTH {
-            let message = message(Direction::Up, number, self.sent, NOBODY);
-            self.unsent.extend_from_slice(&message);
-            self.sent += 1;
-        }
-        match self.stream.write(&self.unsent) {
-            Ok(sent) => drop(self.unsent.drain(..sent)),
-            Err(e) if e.kind() == ErrorKind::WouldBlock => {}
-            Err(e) => self.loss = Some(Loss::Broken(e.to_string())),
-        }
-    }
-
-    /// Reads what came.
-    fn receive(&mut self, now: Duration) {
-        let mut buffer = [0; 64 * LENGTH];
-        match self.stream.read(&mut buffer) {
-            Ok(0) => self.loss = Some(Loss::Broken("the server ended it".into())),
-            Ok(length) => {
-                let bytes = buffer.get(..length).unwrap_or_default();
-                if let Err(loss) = self.observed.receive(bytes, now) {
-                    // One that cannot be sent on may have received something before.
-                    self.loss.get_or_insert(loss);
-                }
-            }
-            Err(e) if e.kind() == ErrorKind::WouldBlock => {}
-            Err(e) => self.loss = Some(Loss::Broken(e.to_string())),
-        }
-    }
-
-    fn judge(&self, machine: &[Interval]) -> Seen {
-        let silences = self.observed.silences.iter();
-        let silences = silences.map(|silence| (stall::own(*silence, machine), *silence));
-        let (longest, stall) = match silences.max_by_key(|(own, _)| *own) {
-            Some((own, silence)) => (own, (own > LIMIT).then_some(silence)),
-            None => (self.observed.longest, None),
-        };
-        let stalled = stall.map(|_| Loss::Stalled(longest));
-        Seen {
-            tuple: self.tuple,
-            backend: self.observed.server.map(address),
-            messages: self.observed.answers,
-            longest,
-            silence: self.observed.longest,
-            loss: self.loss.clone().or(stalled),
-            stall,
-        }
     }
 }
 

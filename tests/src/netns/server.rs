@@ -11,7 +11,7 @@ use std::{
     time::Duration,
 };
 
-pub use tcp::{TcpClient, tcp_echo};
+pub use tcp::{TcpClient, connect_from, tcp_echo};
 pub use udp::{Ticks, UdpClient, dns, udp_echo, udp_ticker, udp_whoami};
 
 use super::Namespace;

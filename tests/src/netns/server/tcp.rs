@@ -2,10 +2,12 @@
 
 use std::{
     io::{self, BufRead as _, BufReader, Write as _},
-    net::{SocketAddr, TcpStream},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream},
     sync::atomic::Ordering,
     time::Duration,
 };
+
+use socket2::{Domain, Protocol, Socket, Type};
 
 use super::Server;
 use crate::netns::Namespace;
@@ -26,6 +28,24 @@ pub fn tcp_echo(namespace: &Namespace, name: &str, port: u16) -> Server {
     })
 }
 
+/// Connects from this port, which connections of this program to other servers may have too.
+///
+/// # Errors
+///
+/// If the port is taken, or nobody answers within `limit`.
+pub fn connect_from(port: u16, server: SocketAddr, limit: Duration) -> io::Result<TcpStream> {
+    let any = match server {
+        SocketAddr::V4(_) => IpAddr::from(Ipv4Addr::UNSPECIFIED),
+        SocketAddr::V6(_) => IpAddr::from(Ipv6Addr::UNSPECIFIED),
+    };
+    let domain = Domain::for_address(server);
+    let socket = Socket::new(domain, Type::STREAM, Some(Protocol::TCP))?;
+    socket.set_reuse_address(true)?;
+    socket.bind(&SocketAddr::new(any, port).into())?;
+    socket.connect_timeout(&server.into(), limit)?;
+    Ok(socket.into())
+}
+
 /// A connection to a [`tcp_echo`].
 #[derive(Debug)]
 pub struct TcpClient {
@@ -40,6 +60,26 @@ impl TcpClient {
             TcpStream::connect_timeout(&server, Duration::from_secs(5))
                 .unwrap_or_else(|e| panic!("connect to {server}: {e}"))
         });
+        Self::over(stream)
+    }
+
+    /// Connects inside a namespace from this port, see [`connect_from`].
+    ///
+    /// # Errors
+    ///
+    /// If nobody answers within `limit`.
+    pub fn from_port(
+        port: u16,
+        namespace: &Namespace,
+        server: &str,
+        limit: Duration,
+    ) -> io::Result<Self> {
+        let server: SocketAddr = server.parse().unwrap_or_else(|e| panic!("{server}: {e}"));
+        let stream = namespace.inside(|| connect_from(port, server, limit))?;
+        Ok(Self::over(stream))
+    }
+
+    fn over(stream: TcpStream) -> Self {
         let timeout = Some(Duration::from_secs(10));
         stream.set_read_timeout(timeout).expect("a timeout");
         stream.set_nodelay(true).expect("an option");
