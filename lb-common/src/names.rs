@@ -110,7 +110,7 @@ maps! {
     EVENTS = 65_536,
     /// Per-CPU working memory: two elements for what the stack has no room for, then
     /// [`crate::names::ROUTE_ELEMENTS`].
-    SCRATCH = 130,
+    SCRATCH = 131,
     /// Per-CPU budget of replies: tick and replies sent in it.
     REPLY_BUDGET = 1,
 }

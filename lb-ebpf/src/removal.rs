@@ -3,7 +3,7 @@
 
 use lb_common::{
     conntrack::{
-        self, Entry, Head,
+        self, Entry, Head, TICK_MASK,
         state::{self, QUEUED},
     },
     flow::{Flow as _, Flow4, Flow6},
@@ -14,7 +14,7 @@ use lb_common::{
 use crate::{
     atomic,
     established::{exchange_head, head_of, is_gone, snapshot},
-    family::{AF_INET, Family, V4, V6},
+    family::{AF_INET, Family, V4, V6, entries_in_use},
     flow_packet::FlowPacket,
     pending, stats,
     tables::{self, FLOW_USE, config},
@@ -168,6 +168,15 @@ extern "C" fn retire_v6(now: u32) -> u32 {
     retire_closed::<V6>(now)
 }
 
+/// The tick in which this CPU looks at the queue again: as it last saw it, nothing is due there before. All CPUs
+/// share the queue and its lock.
+#[inline(always)]
+fn due<F: Family>() -> Option<&'static mut u32> {
+    // SAFETY: plain numbers; nothing else borrows the element.
+    let [v4, v6] = unsafe { tables::scratch::<[u32; 2]>(tables::DUE) }?;
+    Some(if F::AF == AF_INET { v4 } else { v6 })
+}
+
 #[inline(always)]
 fn retire_closed<F: Family>(now: u32) -> u32 {
     let limit = if F::USE == flow_use::V4 {
@@ -175,15 +184,28 @@ fn retire_closed<F: Family>(now: u32) -> u32 {
     } else {
         config!(flows6_limit)
     };
+    let pressed = || entries_in_use(F::USE) >= limit as u64;
+    let Some(due) = due::<F>() else {
+        return 0;
+    };
+    let wait = due.wrapping_sub(now) & TICK_MASK;
+    if wait != 0 && wait <= config!(closed_ticks) && !pressed() {
+        return 0;
+    }
     let mut retired = 0;
     // Some records' flows may be gone already.
     for _ in 0..8 {
         let Some(oldest) = F::peek_closing() else {
+            *due = now.wrapping_add(config!(closed_ticks));
             break;
         };
-        let pressed = crate::family::entries_in_use(F::USE) >= limit as u64;
+        let pressed = pressed();
         let rests = |since| !pressed && conntrack::ticks_since(now, since) < config!(closed_ticks);
-        if retired == 2 || rests(oldest.since) {
+        if retired == 2 {
+            break;
+        }
+        if rests(oldest.since) {
+            *due = oldest.since.wrapping_add(config!(closed_ticks));
             break;
         }
         let Some(closing) = F::pop_closing() else {

@@ -60,8 +60,10 @@ pub(crate) type Scratch = [u64; 64];
 pub(crate) const STEP: u32 = 0;
 /// Element of `SCRATCH` for the route of the packet, where no next-hop index can be kept.
 pub(crate) const ROUTE: u32 = 1;
+/// Element of `SCRATCH` that [`crate::removal`] has for itself.
+pub(crate) const DUE: u32 = 2;
 /// First of the elements of `SCRATCH` that [`crate::recent`] has for itself.
-pub(crate) const ROUTES: u32 = 2;
+pub(crate) const ROUTES: u32 = 3;
 const _: () = assert!(ROUTES + ROUTE_ELEMENTS == entries::SCRATCH as u32);
 
 /// This CPU's [`Scratch`] as a `T`.

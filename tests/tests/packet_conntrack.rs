@@ -1,5 +1,7 @@
 //! The life of a flow after its birth: promotion, close, reset, retirement.
 
+use std::time::Duration;
+
 use lb_common::{
     conntrack::{Head, state},
     names,
@@ -12,6 +14,7 @@ use lb_tests::{
     network::{INSIDE, OUTSIDE},
     run::Lab,
 };
+use lb_userspace::preflight;
 
 fn tcp() -> impl Iterator<Item = Conversation> {
     TCP_BOOKS
@@ -377,13 +380,19 @@ fn closed_flows_leave_when_new_ones_come() {
 }
 
 #[test]
-fn closed_flows_rest_while_there_is_room() {
-    let cases = tcp().map(|talk| {
-        let other = Conversation {
-            client_port: 40_001,
+fn closed_flows_rest_while_there_is_room_and_leave_when_they_are_due() {
+    const SHIFT: u32 = 6;
+    const TICKS: u32 = 8;
+    let hertz = preflight::jiffies_per_second().expect("the kernel's clock");
+    let rest = Duration::from_secs(((TICKS + 1) << SHIFT).into()) / hertz;
+    let cases = tcp().filter(|talk| talk.mode == Mode::FullNat);
+    let cases = cases.map(|talk| {
+        let [other, third] = [40_001, 40_002].map(|client_port| Conversation {
+            client_port,
             ..talk
-        };
+        });
         case(format!("{}: rest", talk.name()), talk.tables())
+            .config(|config| (config.tick_shift, config.closed_ticks) = (SHIFT, TICKS))
             .steps(talk.handshake())
             .step(talk.request(&talk.question().flags(0x11)))
             .step(
@@ -392,6 +401,14 @@ fn closed_flows_rest_while_there_is_room() {
             )
             .step(other.request(&other.first()).creates())
             .flows(2, 2)
+            .then(move |_| std::thread::sleep(rest))
+            .step(
+                third
+                    .request(&third.first())
+                    .creates()
+                    .event(Event::FlowRetired),
+            )
+            .flows(0, 4)
     });
     run(cases.collect());
 }
