@@ -26,6 +26,7 @@ use crate::{
 step! {
     /// Looks among the embryonic flows, then once more among the established: a flow is promoted into
     /// the one before it leaves the other, so a packet that misses both in this order belongs to neither.
+    /// The second look at a SYN's is [`crate::claim::insert_forward`]'s.
     find = find_flow as find_embryonic_v4, find_embryonic_v6
 }
 
@@ -43,6 +44,10 @@ fn find_flow<F: Family>(packet: &FlowPacket<F::Flow>, out: &mut F::Entry) -> Ste
                 return step;
             }
         }
+    }
+    // It goes on to make the flow, and there is the same look after the insert.
+    if packet.is_tcp() && packet.segment() == Segment::Syn {
+        return Step::MISS;
     }
     let Some(entry) = F::established(&packet.flow) else {
         return Step::MISS;
