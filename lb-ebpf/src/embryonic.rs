@@ -253,7 +253,11 @@ fn promote<F: Family>(packet: &FlowPacket<F::Flow>, out: &mut F::Entry, reply_ke
         reply.set_note(Note::new(identity, packet.sequence));
         out.set_note(Note::new(identity, packet.acknowledgement));
     }
-    out.set_head(established);
+    out.set_head(if tcp && packet.segment() == Segment::Fin {
+        Head::new(identity, state::FIN, packet.now)
+    } else {
+        established
+    });
     // The reverse half first: whoever wins promotes the flow, another CPU's packet goes on with its copy.
     if F::insert_established(reply_key, reply).is_err() {
         if !holds::<F>(reply_key, identity) {

@@ -74,13 +74,21 @@ fn a_spoofed_acknowledgement_promotes_nothing() {
 }
 
 #[test]
-fn data_with_the_third_packet_promotes_too() {
-    let cases = tcp().map(|talk| {
-        case(format!("{}: data at once", talk.name()), talk.tables())
-            .step(talk.request(&talk.first()).creates())
-            .step(talk.reply(&talk.second()))
-            .step(talk.request(&talk.question()).promotes())
-            .flows(2, 0)
+fn the_packet_after_a_lost_third_one_promotes_too() {
+    let cases = tcp().flat_map(|talk| {
+        let fin = talk.third().flags(0x11);
+        let all = [
+            ("data at once", talk.question(), state::ESTABLISHED),
+            ("FIN at once", fin, state::FIN),
+        ];
+        all.map(|(what, packet, becomes)| {
+            case(format!("{}: {what}", talk.name()), talk.tables())
+                .step(talk.request(&talk.first()).creates())
+                .step(talk.reply(&talk.second()))
+                .step(talk.request(&packet).promotes())
+                .flows(2, 0)
+                .then(move |lab| expect_states(lab, vec![becomes, state::ESTABLISHED]))
+        })
     });
     run(cases.collect());
 }
