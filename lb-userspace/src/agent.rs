@@ -178,6 +178,7 @@ impl Agent {
                 () = retrying => stale = true,
                 _ = resync.tick(), if reading.is_none() => {
                     self.translators.look_again(&self.config).await?;
+                    self.follow_devices(true);
                     reading = self.read_back();
                     stale = true;
                 }
@@ -210,11 +211,11 @@ impl Agent {
             self.observer.incomplete();
             return Ok(None);
         }
-        self.follow_devices();
+        self.follow_devices(false);
         let retry = self.reconcile(source).await?;
         if self.attached {
             // They may have moved meanwhile.
-            self.follow_devices();
+            self.follow_devices(false);
         } else if self.migration.is_some() && retry.is_some() {
             // Nobody looks after the layout that serves as long as this goes on.
             if self.failures >= MOST_FAILURES {
@@ -335,15 +336,15 @@ impl Agent {
         Ok(Arc::clone(&self.monitor.view.borrow_and_update()))
     }
 
-    /// Attaches to devices that came and forgets those that went.
-    fn follow_devices(&mut self) {
+    /// Attaches to devices that came and forgets those that went; `again` also where nothing is known to have moved.
+    fn follow_devices(&mut self, again: bool) {
         let view = self.view();
         if self.attached
-            && self.followed != view.moved
+            && (again || self.followed != view.moved)
             && let Programs::Verified(interfaces) = &mut self.programs
         {
             self.followed = view.moved;
-            interfaces.follow(&self.config, &view);
+            interfaces.follow(&self.config, &view, again);
         }
     }
 

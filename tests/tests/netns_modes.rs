@@ -79,6 +79,38 @@ fn auto_takes_native_xdp_and_says_so() {
     works_in_mode("auto", "native XDP + TCX", true);
 }
 
+/// veth takes no XDP program as long as its peer sends by more queues than it receives by.
+#[test]
+fn a_driver_that_refused_is_asked_again_when_the_device_changes() {
+    if !require::kernel_tests() || !require::program("curl") || !require::program("ethtool") {
+        return;
+    }
+    let _one = serial();
+    let world = World::local_pod();
+    let _server = http(world.backend(), "b0", 8080);
+    let peer_queues = |number| {
+        let arguments = ["-L", "eth0", "tx", number];
+        world.client.run("ethtool", arguments);
+    };
+    peer_queues("2");
+    let devices = ["--interface", "eth0", "--pod-interface", "pod0"];
+    let mut node = Node::on(&world.lb, devices);
+    let manifest = service("web").vip(VIP4).tcp(80, 8080);
+    node.apply("web", &manifest.endpoint(&backend4(0)).on_node("edge"));
+    node.start(1);
+    let [vip, _] = vips(80);
+    let says = |what: &str| {
+        poll_until(what, Duration::from_secs(10), || {
+            node.log().contains(what).then_some(())
+        });
+        assert_eq!(seen(&world, &vip), "198.51.100.7", "{what}");
+    };
+    says("eth0: TCX alone: driver refused native XDP");
+    peer_queues("1");
+    world.lb.ip("link set eth0 mtu 1490");
+    says("eth0: native XDP + TCX");
+}
+
 #[test]
 fn a_backend_that_is_the_node_itself_keeps_the_client() {
     if !require::kernel_tests() || !require::program("curl") {

@@ -19,14 +19,22 @@ use crate::{
 #[derive(Debug)]
 pub(super) struct Interfaces {
     attacher: Attacher,
-    /// By interface index: what was taken, and the obstacle it was taken with.
-    managed: BTreeMap<u32, (Attached, Option<String>)>,
+    /// By interface index.
+    managed: BTreeMap<u32, Managed>,
     /// Pod-facing devices and devices with `lb_egress`.
     held: BTreeSet<(u32, Hook)>,
     /// Where the addresses in `looked_up` are, as of network state `looked_up_at`.
     looked_up: BTreeSet<IpAddr>,
     looked_up_at: u64,
     missing: BTreeSet<String>,
+}
+
+/// What was taken of a device, and what it was like then.
+#[derive(Debug)]
+struct Managed {
+    attached: Attached,
+    obstacle: Option<String>,
+    link: Option<Link>,
 }
 
 impl Interfaces {
@@ -130,7 +138,10 @@ impl Interfaces {
     }
 
     /// Follows devices that came, went, or got VLANs. Failures are logged: the others go on.
-    pub(super) fn follow(&mut self, config: &Config, view: &NetworkView) {
+    ///
+    /// A driver that refused native XDP is asked again if the device is another now (a smaller MTU, say), or
+    /// if `again`: not all that drivers mind is told of.
+    pub(super) fn follow(&mut self, config: &Config, view: &NetworkView, again: bool) {
         self.managed.retain(|index, _| exists(view, *index));
         self.held.retain(|(index, _)| exists(view, *index));
         self.attacher.prune(|_, index| exists(view, index));
@@ -149,12 +160,12 @@ impl Interfaces {
                 index,
                 name: name.clone(),
             };
+            let link = view.network.links().get(&index);
             let obstacle = obstacle(&interface, view);
-            if self
-                .managed
-                .get(&index)
-                .is_some_and(|(_, known)| *known == obstacle)
-            {
+            if self.managed.get(&index).is_some_and(|known| {
+                let stays = !known.attached.is_refused() || (!again && known.link.as_ref() == link);
+                known.obstacle == obstacle && stays
+            }) {
                 continue;
             }
             preflight::check_forwarding(name, config.manage_sysctls);
@@ -248,10 +259,15 @@ impl Interfaces {
             .attacher
             .attach(interface, config.mode, obstacle.clone())?;
         let before = self.managed.get(&interface.index);
-        if before.is_none_or(|(before, _)| *before != attached) {
+        if before.is_none_or(|before| before.attached != attached) {
             info!(interface = interface.name, "{}: {attached}", interface.name);
         }
-        self.managed.insert(interface.index, (attached, obstacle));
+        let managed = Managed {
+            attached,
+            obstacle,
+            link: view.network.links().get(&interface.index).cloned(),
+        };
+        self.managed.insert(interface.index, managed);
         Ok(())
     }
 
