@@ -4,7 +4,10 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     io::{Read as _, Write as _},
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream},
-    sync::mpsc,
+    sync::{
+        atomic::{AtomicU16, Ordering},
+        mpsc,
+    },
     time::{Duration, Instant},
 };
 
@@ -454,14 +457,18 @@ fn is_closed(stream: &mut TcpStream) -> bool {
     }
 }
 
-/// Ports nobody listens on, on any address.
+/// Ports nobody listens on, on any address: each is given once, and is none the kernel chooses.
 fn free_ports<const N: usize>() -> [u16; N] {
-    let listeners = [(); N].map(|()| {
-        TcpListener::bind((Ipv6Addr::UNSPECIFIED, 0))
-            .or_else(|_| TcpListener::bind((Ipv4Addr::UNSPECIFIED, 0)))
-            .expect("a free port")
-    });
-    listeners.map(|listener| listener.local_addr().expect("an address").port())
+    static NEXT: AtomicU16 = AtomicU16::new(21_000);
+    let is_free = |port: &u16| {
+        TcpListener::bind((Ipv6Addr::UNSPECIFIED, *port))
+            .or_else(|_| TcpListener::bind((Ipv4Addr::UNSPECIFIED, *port)))
+            .is_ok()
+    };
+    [(); N].map(|()| {
+        let ports = std::iter::repeat_with(|| NEXT.fetch_add(1, Ordering::Relaxed));
+        ports.take(1_000).find(is_free).expect("a free port")
+    })
 }
 
 #[expect(clippy::disallowed_methods, reason = "a deadline")]

@@ -20,7 +20,7 @@ use serde_json::Value;
 
 const SOON: Duration = Duration::from_secs(15);
 /// The deadline of Services whose flows are to be ended.
-const DEADLINE: Duration = Duration::from_secs(3);
+const DEADLINE: Duration = Duration::from_secs(8);
 /// The agent looks at the flows four times in the shortest timeout, so each second.
 const CONFIG: &str = "
 tables: {flowsV4: 16384, flowsV6: 16384, embryonicV4: 16384, embryonicV6: 16384}

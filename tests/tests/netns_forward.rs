@@ -66,7 +66,7 @@ fn exercise(world: &World, node: &Node<'_>, seen: [&str; 2]) {
             node.event(Event::TcxForwarded),
         );
         let mut names = std::collections::BTreeSet::new();
-        for _ in 0..20 {
+        for _ in 0..40 {
             let (name, client) = curl(world, &web);
             assert_eq!(client, seen, "whom {name} saw");
             names.insert(name);

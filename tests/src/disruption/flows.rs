@@ -353,10 +353,12 @@ impl Outcome {
         all.max().unwrap_or_default()
     }
 
-    /// Messages per second that the slowest flow exchanged, in either direction.
+    /// Messages per second that the slowest flow exchanged, in either direction, while the machine did not stand
+    /// still.
     pub fn slowest(&self) -> f64 {
         let least = self.flows.iter().map(|flow| flow.messages).min();
         let least = u32::try_from(least.unwrap_or_default()).unwrap_or(u32::MAX);
-        f64::from(least) / self.watched.as_secs_f64()
+        let still: Duration = self.machine.iter().map(|it| it.length()).sum();
+        f64::from(least) / self.watched.saturating_sub(still).as_secs_f64()
     }
 }

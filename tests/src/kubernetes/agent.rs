@@ -8,6 +8,7 @@ use serde_json::Value;
 use super::{
     cluster::{Cluster, PATIENCE},
     say,
+    space::CONTROLLERS,
 };
 use crate::netns::{poll_until, succeed, text};
 
@@ -46,7 +47,8 @@ impl<'c> Agent<'c> {
 
     /// Waits until every edge node has a ready agent of the newest kind.
     pub fn wait_rolled_out(&self) {
-        let words = format!("rollout status {DAEMON_SET} --timeout=90s");
+        let patience = CONTROLLERS.as_secs();
+        let words = format!("rollout status {DAEMON_SET} --timeout={patience}s");
         let words: Vec<_> = words.split(' ').collect();
         let output = self
             .cluster

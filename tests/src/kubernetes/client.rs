@@ -10,7 +10,7 @@ use std::{
 
 use nix::sched::{CloneFlags, setns};
 
-/// How long a request may take.
+/// How long a request may take that is perhaps not answered.
 pub const TIMEOUT: Duration = Duration::from_secs(3);
 
 /// A network namespace of the cluster.
@@ -60,12 +60,12 @@ impl Place {
     /// # Errors
     /// No complete answer with status 200 comes in time.
     pub fn ask(&self, server: SocketAddr) -> io::Result<Answer> {
-        self.inside(|| ask(server))
+        self.inside(|| ask(server, TIMEOUT))
     }
 
     /// Asks so many times, each from another port.
     pub fn ask_times(&self, server: SocketAddr, times: usize) -> Vec<io::Result<Answer>> {
-        self.inside(|| (0..times).map(|_| ask(server)).collect())
+        self.inside(|| (0..times).map(|_| ask(server, TIMEOUT)).collect())
     }
 
     /// Asks a UDP server who it is.
@@ -81,7 +81,7 @@ impl Place {
     /// # Errors
     /// No complete answer comes in time.
     pub fn http(&self, method: &str, server: SocketAddr, path: &str) -> io::Result<(u16, String)> {
-        self.inside(|| http(method, server, path))
+        self.inside(|| http(method, server, path, TIMEOUT))
     }
 }
 
@@ -89,8 +89,8 @@ impl Place {
 ///
 /// # Errors
 /// No complete answer with status 200 comes in time.
-pub fn ask(server: SocketAddr) -> io::Result<Answer> {
-    let (status, body) = http("GET", server, "/")?;
+pub fn ask(server: SocketAddr, patience: Duration) -> io::Result<Answer> {
+    let (status, body) = http("GET", server, "/", patience)?;
     if status != 200 {
         return Err(invalid(format!("status {status}: {body}")));
     }
@@ -146,8 +146,13 @@ impl Answer {
     }
 }
 
-fn http(method: &str, server: SocketAddr, path: &str) -> io::Result<(u16, String)> {
-    let mut stream = open(method, server, path)?;
+fn http(
+    method: &str,
+    server: SocketAddr,
+    path: &str,
+    patience: Duration,
+) -> io::Result<(u16, String)> {
+    let mut stream = open(method, server, path, patience)?;
     let mut text = String::new();
     stream.read_to_string(&mut text)?;
     let (head, body) = text
@@ -170,10 +175,15 @@ fn http(method: &str, server: SocketAddr, path: &str) -> io::Result<(u16, String
 ///
 /// # Errors
 /// The server cannot be reached in time.
-pub fn open(method: &str, server: SocketAddr, path: &str) -> io::Result<TcpStream> {
-    let mut stream = TcpStream::connect_timeout(&server, TIMEOUT)?;
-    stream.set_read_timeout(Some(TIMEOUT))?;
-    stream.set_write_timeout(Some(TIMEOUT))?;
+pub fn open(
+    method: &str,
+    server: SocketAddr,
+    path: &str,
+    patience: Duration,
+) -> io::Result<TcpStream> {
+    let mut stream = TcpStream::connect_timeout(&server, patience)?;
+    stream.set_read_timeout(Some(patience))?;
+    stream.set_write_timeout(Some(patience))?;
     let request = format!("{method} {path} HTTP/1.0\r\nHost: test\r\nContent-Length: 0\r\n\r\n");
     stream.write_all(request.as_bytes())?;
     Ok(stream)

@@ -64,6 +64,8 @@ pub fn pod_spec(arguments: &[&str]) -> Value {
                 "httpGet": {"path": "/readyz", "port": HTTP},
                 "periodSeconds": 1,
                 "failureThreshold": 1,
+                // It says at once that it is not ready; what takes long is the machine.
+                "timeoutSeconds": 10,
             },
         }],
     })

@@ -22,7 +22,7 @@ use crate::netns::{poll, succeed, text};
 
 /// How long Kubernetes' own controllers and kubelets may take: after an outage each waits before it tries again,
 /// and then before it lists anew.
-const CONTROLLERS: Duration = Duration::from_mins(5);
+pub const CONTROLLERS: Duration = Duration::from_mins(5);
 
 /// A namespace, deleted on drop.
 #[derive(Debug)]
@@ -81,6 +81,10 @@ impl<'c> Space<'c> {
     /// Makes a namespace.
     pub fn new(cluster: &'c Cluster, name: &str) -> Self {
         cluster.kubectl(["create", "namespace", name]);
+        // Pods need it, and another controller makes it.
+        let patience = format!("--timeout={}s", CONTROLLERS.as_secs());
+        let account = "serviceaccount/default";
+        cluster.kubectl(["-n", name, "wait", account, "--for=create", &patience]);
         Self {
             cluster,
             name: name.to_owned(),

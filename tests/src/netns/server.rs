@@ -69,9 +69,16 @@ impl Server {
         socket.set_read_timeout(Some(PATIENCE)).expect("a timeout");
         // The socket keeps the namespace it was made in, whichever thread uses it.
         std::thread::spawn(move || {
-            while !stop.load(Ordering::Relaxed) {
-                let Ok((stream, peer)) = listener.accept() else {
-                    continue;
+            loop {
+                // Whoever waits is served when it stops, and nobody who comes then.
+                let stops = stop.load(Ordering::Relaxed);
+                if stops {
+                    listener.set_nonblocking(true).expect("an option");
+                }
+                let (stream, peer) = match listener.accept() {
+                    Ok(accepted) => accepted,
+                    Err(_) if stops => break,
+                    Err(_) => continue,
                 };
                 let (serve, stop, count) = (serve.clone(), Arc::clone(&stop), Arc::clone(&count));
                 // A client that goes away is no matter of the server.

@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 
 use lb_common::{
-    conntrack::{Entry as _, Head, flag},
-    flow::{Flow4, Flow6},
+    conntrack::{Entry, Head, flag},
+    flow::{Flow as _, Flow4, Flow6},
     names,
 };
 
@@ -28,10 +28,10 @@ struct Half {
 /// For every established flow an act that does `operation` to both its halves, if their heads are as
 /// `expected` makes of what they are now. By the client's port.
 pub fn expiry(lab: &Lab, operation: u8, expected: impl Fn(Head) -> Head) -> BTreeMap<u16, Act> {
-    let mut flows: BTreeMap<u32, (u16, Vec<Half>)> = BTreeMap::new();
-    let mut note = |v6, key, head: Head, client: Option<u16>| {
-        let (port, halves) = flows.entry(head.identity()).or_default();
-        *port = client.unwrap_or(*port);
+    // Of flows that live at once two may have one identity: it is 32 random bits.
+    let mut flows: BTreeMap<(u16, u32), Vec<Half>> = BTreeMap::new();
+    let mut note = |v6, key, head: Head, client: u16| {
+        let halves = flows.entry((client, head.identity())).or_default();
         halves.push(Half {
             v6,
             key,
@@ -39,17 +39,22 @@ pub fn expiry(lab: &Lab, operation: u8, expected: impl Fn(Head) -> Head) -> BTre
         });
     };
     for (flow, entry) in lab.flows4(names::FLOWS_V4) {
-        let forward = entry.flags & flag::REVERSE == 0;
-        let client = forward.then(|| flow.source_port.get());
-        note(false, key4(&flow), entry.head(), client);
+        note(false, key4(&flow), entry.head(), client_port(&flow, &entry));
     }
     for (flow, entry) in lab.flows6(names::FLOWS_V6) {
-        let forward = entry.flags & flag::REVERSE == 0;
-        let client = forward.then(|| flow.source_port.get());
-        note(true, key6(&flow), entry.head(), client);
+        note(true, key6(&flow), entry.head(), client_port(&flow, &entry));
     }
-    let act = |(port, halves): (u16, Vec<Half>)| (port, input(operation, &halves));
-    flows.into_values().map(act).collect()
+    let act = |((port, _), halves): ((u16, u32), Vec<Half>)| (port, input(operation, &halves));
+    flows.into_iter().map(act).collect()
+}
+
+fn client_port<E: Entry>(flow: &E::Flow, entry: &E) -> u16 {
+    let port = if entry.flags() & flag::REVERSE == 0 {
+        flow.source_port()
+    } else {
+        entry.written(flow.protocol()).destination_port()
+    };
+    port.get()
 }
 
 /// Header of 14 bytes, then the records.

@@ -103,7 +103,7 @@ fn readiness_flaps() {
     let Some(cluster) = take() else { return };
     let space = Space::new(&cluster, "flapping");
     let vips = space.web("web", 2);
-    let streams = Streams::start(&cluster.client(), &vips.at(80), 8);
+    let streams = Streams::start(&cluster.client(), &vips.at(80), 16);
     let load = space.load(vips);
     let pods = space.pods("web");
     let [flapping, steady] = pods.as_slice() else {

@@ -8,7 +8,7 @@ use lb_tests::{
         cluster::{Cluster, PATIENCE},
         load::Load,
         objects, say,
-        space::{Pair, Space, new_vips},
+        space::{CONTROLLERS, Pair, Space, new_vips},
     },
     netns::{now, poll, poll_until, text},
 };
@@ -55,7 +55,7 @@ impl<'c> Bystander<'c> {
 fn wait_rejected(cluster: &Cluster, services: u32) {
     let line = format!("sluice_rejected_objects{{kind=\"Service\"}} {services}");
     let mut seen: Vec<String> = Vec::new();
-    let found = poll(PATIENCE, || {
+    let found = poll(CONTROLLERS, || {
         let metrics = cluster.agent().metrics("edge1");
         let lines = metrics
             .lines()
