@@ -178,7 +178,7 @@ impl Agent {
                 () = retrying => stale = true,
                 _ = resync.tick(), if reading.is_none() => {
                     self.translators.look_again(&self.config).await?;
-                    self.follow_devices(true);
+                    self.ask_drivers();
                     reading = self.read_back();
                     stale = true;
                 }
@@ -211,11 +211,11 @@ impl Agent {
             self.observer.incomplete();
             return Ok(None);
         }
-        self.follow_devices(false);
+        self.follow_devices();
         let retry = self.reconcile(source).await?;
         if self.attached {
             // They may have moved meanwhile.
-            self.follow_devices(false);
+            self.follow_devices();
         } else if self.migration.is_some() && retry.is_some() {
             // Nobody looks after the layout that serves as long as this goes on.
             if self.failures >= MOST_FAILURES {
@@ -336,15 +336,25 @@ impl Agent {
         Ok(Arc::clone(&self.monitor.view.borrow_and_update()))
     }
 
-    /// Attaches to devices that came and forgets those that went; `again` also where nothing is known to have moved.
-    fn follow_devices(&mut self, again: bool) {
+    /// Asks drivers again that refused the fast path.
+    fn ask_drivers(&mut self) {
         let view = self.view();
         if self.attached
-            && (again || self.followed != view.moved)
+            && let Programs::Verified(interfaces) = &mut self.programs
+        {
+            interfaces.ask_again(&self.config, &view);
+        }
+    }
+
+    /// Attaches to devices that came and forgets those that went.
+    fn follow_devices(&mut self) {
+        let view = self.view();
+        if self.attached
+            && self.followed != view.moved
             && let Programs::Verified(interfaces) = &mut self.programs
         {
             self.followed = view.moved;
-            interfaces.follow(&self.config, &view, again);
+            interfaces.follow(&self.config, &view);
         }
     }
 

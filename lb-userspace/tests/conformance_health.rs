@@ -459,14 +459,15 @@ fn is_closed(stream: &mut TcpStream) -> bool {
 
 /// Ports nobody listens on, on any address: each is given once, and is none the kernel chooses.
 fn free_ports<const N: usize>() -> [u16; N] {
-    static NEXT: AtomicU16 = AtomicU16::new(21_000);
+    static NEXT: AtomicU16 = AtomicU16::new(0);
     let is_free = |port: &u16| {
         TcpListener::bind((Ipv6Addr::UNSPECIFIED, *port))
             .or_else(|_| TcpListener::bind((Ipv4Addr::UNSPECIFIED, *port)))
             .is_ok()
     };
     [(); N].map(|()| {
-        let ports = std::iter::repeat_with(|| NEXT.fetch_add(1, Ordering::Relaxed));
+        let first = 20_000 + u16::try_from(std::process::id() % 10_000).expect("below it");
+        let ports = std::iter::repeat_with(|| first + NEXT.fetch_add(1, Ordering::Relaxed));
         ports.take(1_000).find(is_free).expect("a free port")
     })
 }

@@ -389,10 +389,11 @@ fn closed_flows_leave_when_new_ones_come() {
 
 #[test]
 fn closed_flows_rest_while_there_is_room_and_leave_when_they_are_due() {
-    const SHIFT: u32 = 6;
     const TICKS: u32 = 8;
     let hertz = preflight::jiffies_per_second().expect("the kernel's clock");
-    let rest = Duration::from_secs(((TICKS + 1) << SHIFT).into()) / hertz;
+    // A fraction of a second.
+    let shift = preflight::tick_shift(hertz) - 2;
+    let rest = Duration::from_secs(((TICKS + 1) << shift).into()) / hertz;
     let cases = tcp().filter(|talk| talk.mode == Mode::FullNat);
     let cases = cases.map(|talk| {
         let [other, third] = [40_001, 40_002].map(|client_port| Conversation {
@@ -400,7 +401,7 @@ fn closed_flows_rest_while_there_is_room_and_leave_when_they_are_due() {
             ..talk
         });
         case(format!("{}: rest", talk.name()), talk.tables())
-            .config(|config| (config.tick_shift, config.closed_ticks) = (SHIFT, TICKS))
+            .config(move |config| (config.tick_shift, config.closed_ticks) = (shift, TICKS))
             .steps(talk.handshake())
             .step(talk.request(&talk.question().flags(0x11)))
             .step(

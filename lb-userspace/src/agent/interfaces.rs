@@ -34,7 +34,16 @@ pub(super) struct Interfaces {
 struct Managed {
     attached: Attached,
     obstacle: Option<String>,
-    link: Option<Link>,
+    mtu: Option<u32>,
+    /// What asking again ended with, if not with an answer.
+    failure: Option<String>,
+}
+
+impl Managed {
+    /// Whether the driver said no to native XDP.
+    const fn is_refused(&self) -> bool {
+        self.obstacle.is_none() && self.attached.is_refused()
+    }
 }
 
 impl Interfaces {
@@ -137,11 +146,9 @@ impl Interfaces {
         Ok(())
     }
 
-    /// Follows devices that came, went, or got VLANs. Failures are logged: the others go on.
-    ///
-    /// A driver that refused native XDP is asked again if the device is another now (a smaller MTU, say), or
-    /// if `again`: not all that drivers mind is told of.
-    pub(super) fn follow(&mut self, config: &Config, view: &NetworkView, again: bool) {
+    /// Follows devices that came, went, or got VLANs; a driver that refused native XDP is asked again if the MTU
+    /// is another. Failures are logged: the others go on.
+    pub(super) fn follow(&mut self, config: &Config, view: &NetworkView) {
         self.managed.retain(|index, _| exists(view, *index));
         self.held.retain(|(index, _)| exists(view, *index));
         self.attacher.prune(|_, index| exists(view, index));
@@ -160,12 +167,15 @@ impl Interfaces {
                 index,
                 name: name.clone(),
             };
-            let link = view.network.links().get(&index);
             let obstacle = obstacle(&interface, view);
-            if self.managed.get(&index).is_some_and(|known| {
-                let stays = !known.attached.is_refused() || (!again && known.link.as_ref() == link);
-                known.obstacle == obstacle && stays
-            }) {
+            if let Some(known) = self.managed.get_mut(&index)
+                && known.obstacle == obstacle
+            {
+                let mtu = mtu(view, index);
+                if known.is_refused() && known.mtu != mtu {
+                    known.mtu = mtu;
+                    self.retry(config, &interface, view);
+                }
                 continue;
             }
             preflight::check_forwarding(name, config.manage_sysctls);
@@ -185,6 +195,29 @@ impl Interfaces {
                     },
                     Hook::TcxIngress,
                 );
+            }
+        }
+    }
+
+    /// Asks drivers that refused native XDP once more: not all that they mind is told of.
+    pub(super) fn ask_again(&mut self, config: &Config, view: &NetworkView) {
+        let refused = self.managed.iter().filter(|(_, known)| known.is_refused());
+        let refused: Vec<u32> = refused.map(|(&index, _)| index).collect();
+        for index in refused {
+            if let Some(link) = view.network.links().get(&index) {
+                self.retry(config, &interface(index, link), view);
+            }
+        }
+    }
+
+    /// Manages anew what is managed. A failure is logged once.
+    fn retry(&mut self, config: &Config, interface: &Interface, view: &NetworkView) {
+        let result = self.manage(config, interface, view);
+        if let (Err(error), Some(known)) = (result, self.managed.get_mut(&interface.index)) {
+            let failure = chain(&error);
+            if known.failure.as_ref() != Some(&failure) {
+                warn!(interface = interface.name, "{failure}");
+                known.failure = Some(failure);
             }
         }
     }
@@ -265,7 +298,8 @@ impl Interfaces {
         let managed = Managed {
             attached,
             obstacle,
-            link: view.network.links().get(&interface.index).cloned(),
+            mtu: mtu(view, interface.index),
+            failure: None,
         };
         self.managed.insert(interface.index, managed);
         Ok(())
@@ -304,6 +338,10 @@ fn exists(view: &NetworkView, index: u32) -> bool {
 fn index(view: &NetworkView, name: &str) -> Option<u32> {
     let known = view.network.index(name);
     known.or_else(|| nix::net::if_::if_nametoindex(name).ok())
+}
+
+fn mtu(view: &NetworkView, index: u32) -> Option<u32> {
+    view.network.links().get(&index).map(|link| link.mtu)
 }
 
 fn interface(index: u32, link: &Link) -> Interface {
