@@ -108,7 +108,7 @@ maps! {
     BACKEND_TRAFFIC = 65_536,
     /// Ring buffer of [`crate::refusal::Refusal`], in bytes: a power of two, whole pages.
     EVENTS = 65_536,
-    /// Per-CPU working memory: two elements for what the stack has no room for, then
+    /// Per-CPU working memory: two elements for what the stack has no room for, one for when closed flows are due, then
     /// [`crate::names::ROUTE_ELEMENTS`].
     SCRATCH = 131,
     /// Per-CPU budget of replies: tick and replies sent in it.

@@ -47,13 +47,6 @@ pub struct Attached {
     pub reason: Option<String>,
 }
 
-impl Attached {
-    /// Whether XDP was wanted in vain.
-    pub const fn is_refused(&self) -> bool {
-        self.xdp.is_none() && self.reason.is_some()
-    }
-}
-
 impl fmt::Display for Attached {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self.xdp {

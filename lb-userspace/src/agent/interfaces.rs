@@ -42,7 +42,7 @@ struct Managed {
 impl Managed {
     /// Whether the driver said no to native XDP.
     const fn is_refused(&self) -> bool {
-        self.obstacle.is_none() && self.attached.is_refused()
+        self.obstacle.is_none() && self.attached.reason.is_some()
     }
 }
 
@@ -168,12 +168,10 @@ impl Interfaces {
                 name: name.clone(),
             };
             let obstacle = obstacle(&interface, view);
-            if let Some(known) = self.managed.get_mut(&index)
+            if let Some(known) = self.managed.get(&index)
                 && known.obstacle == obstacle
             {
-                let mtu = mtu(view, index);
-                if known.is_refused() && known.mtu != mtu {
-                    known.mtu = mtu;
+                if known.is_refused() && known.mtu != mtu(view, index) {
                     self.retry(config, &interface, view);
                 }
                 continue;
@@ -214,6 +212,7 @@ impl Interfaces {
     fn retry(&mut self, config: &Config, interface: &Interface, view: &NetworkView) {
         let result = self.manage(config, interface, view);
         if let (Err(error), Some(known)) = (result, self.managed.get_mut(&interface.index)) {
+            known.mtu = mtu(view, interface.index);
             let failure = chain(&error);
             if known.failure.as_ref() != Some(&failure) {
                 warn!(interface = interface.name, "{failure}");
