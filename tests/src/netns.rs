@@ -5,6 +5,7 @@ use std::{
     ffi::OsStr,
     fs::File,
     io::Write as _,
+    net::{IpAddr, SocketAddr},
     process::{Child, Command, ExitStatus, Output, Stdio},
     sync::{
         Mutex, MutexGuard, PoisonError,
@@ -35,6 +36,16 @@ pub fn serial() -> MutexGuard<'static, ()> {
 #[expect(clippy::disallowed_methods, reason = "deadlines of tests")]
 pub fn now() -> Instant {
     Instant::now()
+}
+
+/// An address to bind to that talks to `server`.
+pub fn any(server: IpAddr) -> SocketAddr {
+    let any = if server.is_ipv4() {
+        "0.0.0.0:0"
+    } else {
+        "[::]:0"
+    };
+    any.parse().expect("an address")
 }
 
 /// Asks until the answer is `Some`, at most for `limit`.

@@ -6,6 +6,7 @@ use lb_common::{names, reason::Event};
 use lb_tests::{
     netns::{
         agent::Node,
+        any,
         manifest::{ServiceManifest, service},
         poll_until, serial,
         server::{Download, UdpClient, http, udp_echo},
@@ -237,9 +238,8 @@ fn a_flood_of_datagrams_leaves_established_connections_alone() {
     let flood = |vip: &str| {
         let vip: std::net::SocketAddr = vip.parse().expect("an endpoint");
         world.client.inside(|| {
-            let any = if vip.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" };
             for _ in 0..20_000 {
-                let socket = std::net::UdpSocket::bind(any).expect("a socket");
+                let socket = std::net::UdpSocket::bind(any(vip.ip())).expect("a socket");
                 // Refusals reported late are no matter.
                 drop(socket.send_to(b"flood", vip));
             }

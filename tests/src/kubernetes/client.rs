@@ -3,14 +3,16 @@
 use std::{
     fs::File,
     io::{self, ErrorKind, Read as _, Write as _},
-    net::{IpAddr, SocketAddr, TcpStream, UdpSocket},
+    net::{SocketAddr, TcpStream, UdpSocket},
     path::PathBuf,
     time::Duration,
 };
 
 use nix::sched::{CloneFlags, setns};
 
-/// How long a request may take that is perhaps not answered.
+use crate::netns::any;
+
+/// How long a request may take.
 pub const TIMEOUT: Duration = Duration::from_secs(3);
 
 /// A network namespace of the cluster.
@@ -60,12 +62,12 @@ impl Place {
     /// # Errors
     /// No complete answer with status 200 comes in time.
     pub fn ask(&self, server: SocketAddr) -> io::Result<Answer> {
-        self.inside(|| ask(server, TIMEOUT))
+        self.inside(|| ask(server))
     }
 
     /// Asks so many times, each from another port.
     pub fn ask_times(&self, server: SocketAddr, times: usize) -> Vec<io::Result<Answer>> {
-        self.inside(|| (0..times).map(|_| ask(server, TIMEOUT)).collect())
+        self.inside(|| (0..times).map(|_| ask(server)).collect())
     }
 
     /// Asks a UDP server who it is.
@@ -81,7 +83,7 @@ impl Place {
     /// # Errors
     /// No complete answer comes in time.
     pub fn http(&self, method: &str, server: SocketAddr, path: &str) -> io::Result<(u16, String)> {
-        self.inside(|| http(method, server, path, TIMEOUT))
+        self.inside(|| http(method, server, path))
     }
 }
 
@@ -89,8 +91,8 @@ impl Place {
 ///
 /// # Errors
 /// No complete answer with status 200 comes in time.
-pub fn ask(server: SocketAddr, patience: Duration) -> io::Result<Answer> {
-    let (status, body) = http("GET", server, "/", patience)?;
+pub fn ask(server: SocketAddr) -> io::Result<Answer> {
+    let (status, body) = http("GET", server, "/")?;
     if status != 200 {
         return Err(invalid(format!("status {status}: {body}")));
     }
@@ -115,16 +117,6 @@ pub fn ask_udp(server: SocketAddr, patience: Duration) -> io::Result<Answer> {
     Answer::parse(&text)
 }
 
-/// An address to bind to that talks to `server`.
-pub fn any(server: IpAddr) -> SocketAddr {
-    let any = if server.is_ipv4() {
-        "0.0.0.0:0"
-    } else {
-        "[::]:0"
-    };
-    any.parse().expect("an address")
-}
-
 impl Answer {
     /// Reads `pod=NAME node=NODE peer=ADDRESS:PORT …`.
     ///
@@ -146,13 +138,8 @@ impl Answer {
     }
 }
 
-fn http(
-    method: &str,
-    server: SocketAddr,
-    path: &str,
-    patience: Duration,
-) -> io::Result<(u16, String)> {
-    let mut stream = open(method, server, path, patience)?;
+fn http(method: &str, server: SocketAddr, path: &str) -> io::Result<(u16, String)> {
+    let mut stream = open(method, server, path)?;
     let mut text = String::new();
     stream.read_to_string(&mut text)?;
     let (head, body) = text
@@ -175,15 +162,10 @@ fn http(
 ///
 /// # Errors
 /// The server cannot be reached in time.
-pub fn open(
-    method: &str,
-    server: SocketAddr,
-    path: &str,
-    patience: Duration,
-) -> io::Result<TcpStream> {
-    let mut stream = TcpStream::connect_timeout(&server, patience)?;
-    stream.set_read_timeout(Some(patience))?;
-    stream.set_write_timeout(Some(patience))?;
+pub fn open(method: &str, server: SocketAddr, path: &str) -> io::Result<TcpStream> {
+    let mut stream = TcpStream::connect_timeout(&server, TIMEOUT)?;
+    stream.set_read_timeout(Some(TIMEOUT))?;
+    stream.set_write_timeout(Some(TIMEOUT))?;
     let request = format!("{method} {path} HTTP/1.0\r\nHost: test\r\nContent-Length: 0\r\n\r\n");
     stream.write_all(request.as_bytes())?;
     Ok(stream)

@@ -12,11 +12,8 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::client::{Place, ask, ask_udp};
+use super::client::{Place, TIMEOUT, ask, ask_udp};
 use crate::netns::{now, poll_until};
-
-/// How long a request may take: every one is answered, sooner or later.
-const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Between two requests of one client.
 const PAUSE: Duration = Duration::from_millis(10);
@@ -162,8 +159,8 @@ impl State {
         while !self.stop.load(Ordering::Relaxed) {
             let began = self.start.elapsed();
             let result = match protocol {
-                Protocol::Tcp => ask(server, PATIENCE),
-                Protocol::Udp => ask_udp(server, PATIENCE),
+                Protocol::Tcp => ask(server),
+                Protocol::Udp => ask_udp(server, TIMEOUT),
             };
             let mut tally = self.tally();
             match result {

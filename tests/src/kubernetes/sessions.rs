@@ -13,8 +13,8 @@ use std::{
     time::Duration,
 };
 
-use super::client::{Answer, Place, any};
-use crate::netns::{now, poll_until};
+use super::client::{Answer, Place};
+use crate::netns::{any, now, poll_until};
 
 /// Between two datagrams of a conversation.
 const PAUSE: Duration = Duration::from_millis(100);

@@ -12,7 +12,7 @@ use std::{
     time::Duration,
 };
 
-use super::client::{Answer, Place, TIMEOUT, open};
+use super::client::{Answer, Place, open};
 use crate::netns::poll_until;
 
 /// How long nothing may come. Lines come every 50 ms; a busy machine or a lost packet adds to it.
@@ -98,7 +98,7 @@ impl Streams {
 
 impl Stream {
     fn start(place: &Place, server: SocketAddr) -> Self {
-        let opened = place.inside(|| open("GET", server, "/stream?every=50ms", TIMEOUT));
+        let opened = place.inside(|| open("GET", server, "/stream?every=50ms"));
         let socket = opened.unwrap_or_else(|e| panic!("a stream from {server}: {e}"));
         let handle = || socket.try_clone().expect("a second handle");
         socket.set_read_timeout(Some(SILENCE)).expect("a socket");

@@ -2,7 +2,7 @@
 
 use std::{
     io::{self, BufRead as _, BufReader, Write as _},
-    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream},
+    net::{SocketAddr, TcpStream},
     sync::atomic::Ordering,
     time::Duration,
 };
@@ -10,7 +10,7 @@ use std::{
 use socket2::{Domain, Protocol, Socket, Type};
 
 use super::Server;
-use crate::netns::Namespace;
+use crate::netns::{Namespace, any};
 
 /// TCP on both families: answers each line with `name`, a space, and the line, for as long as the client
 /// likes.
@@ -34,14 +34,10 @@ pub fn tcp_echo(namespace: &Namespace, name: &str, port: u16) -> Server {
 ///
 /// If the port is taken, or nobody answers within `limit`.
 pub fn connect_from(port: u16, server: SocketAddr, limit: Duration) -> io::Result<TcpStream> {
-    let any = match server {
-        SocketAddr::V4(_) => IpAddr::from(Ipv4Addr::UNSPECIFIED),
-        SocketAddr::V6(_) => IpAddr::from(Ipv6Addr::UNSPECIFIED),
-    };
     let domain = Domain::for_address(server);
     let socket = Socket::new(domain, Type::STREAM, Some(Protocol::TCP))?;
     socket.set_reuse_address(true)?;
-    socket.bind(&SocketAddr::new(any, port).into())?;
+    socket.bind(&SocketAddr::new(any(server.ip()).ip(), port).into())?;
     socket.connect_timeout(&server.into(), limit)?;
     Ok(socket.into())
 }

@@ -11,7 +11,7 @@ use std::{
 };
 
 use super::{PATIENCE, Server};
-use crate::netns::{Namespace, now, poll_until, text};
+use crate::netns::{Namespace, any, now, poll_until, text};
 
 /// UDP on both families: answers each datagram with `name`, a space, and the datagram.
 pub fn udp_echo(namespace: &Namespace, name: &str, port: u16) -> Server {
@@ -165,12 +165,7 @@ impl UdpClient {
     pub fn new(namespace: &Namespace, server: &str) -> Self {
         let server: SocketAddr = server.parse().unwrap_or_else(|e| panic!("{server}: {e}"));
         let socket = namespace.inside(|| {
-            let any = if server.is_ipv4() {
-                "0.0.0.0:0"
-            } else {
-                "[::]:0"
-            };
-            let socket = UdpSocket::bind(any).expect("a UDP socket");
+            let socket = UdpSocket::bind(any(server.ip())).expect("a UDP socket");
             socket
                 .connect(server)
                 .unwrap_or_else(|e| panic!("connect to {server}: {e}"));
