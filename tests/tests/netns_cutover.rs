@@ -5,6 +5,10 @@
 
 use std::{
     collections::BTreeSet,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -22,8 +26,6 @@ use lb_tests::{
 };
 
 const BACKENDS: usize = 3;
-/// Longer than TCP is silent when three packets in a row are lost, or the machine stands still for a while.
-const SILENCE: Duration = Duration::from_secs(3);
 /// Sessions of each kind; that all of one backend's stay with it by chance is out of the question.
 const SESSIONS: usize = 32;
 /// Whom backends see: the node's own address, or an SNAT address of ours.
@@ -141,8 +143,38 @@ fn downloads(client: &Namespace) -> Vec<Download> {
         .collect()
 }
 
-/// Each goes on; none may be silent for so long.
-fn assert_flowing(downloads: &[Download], when: &str) {
+/// For how long at most somebody who only wants to sleep was not woken: so long the machine stood still.
+#[derive(Default)]
+struct Halts {
+    longest: Arc<AtomicU64>,
+}
+
+impl Halts {
+    fn watch() -> Self {
+        const NAP: Duration = Duration::from_millis(5);
+        let this = Self::default();
+        let longest = Arc::downgrade(&this.longest);
+        std::thread::spawn(move || {
+            while let Some(longest) = longest.upgrade() {
+                let begin = clock();
+                std::thread::sleep(NAP);
+                let late = begin.elapsed().saturating_sub(NAP).as_micros();
+                longest.fetch_max(
+                    u64::try_from(late).expect("not for ages"),
+                    Ordering::Relaxed,
+                );
+            }
+        });
+        this
+    }
+
+    fn longest(&self) -> Duration {
+        Duration::from_micros(self.longest.load(Ordering::Relaxed))
+    }
+}
+
+/// Each goes on; none may be silent for a second, but for what the machine stood still.
+fn assert_flowing(downloads: &[Download], halts: &Halts, when: &str) {
     for download in downloads {
         let before = download.bytes();
         poll_until(
@@ -151,7 +183,11 @@ fn assert_flowing(downloads: &[Download], when: &str) {
             || (download.bytes() > before).then_some(()),
         );
         let gap = download.longest_gap();
-        assert!(gap < SILENCE, "{when}: silent for {gap:?}");
+        let halt = halts.longest();
+        assert!(
+            gap < Duration::from_secs(1) + halt,
+            "{when}: silent for {gap:?}, the machine for {halt:?}"
+        );
     }
 }
 
@@ -177,6 +213,7 @@ fn sluice_comes_and_goes_beside_another_balancer() {
     let world = World::one_armed(BACKENDS);
     let _servers = servers(&world);
     other_balancer(&world.lb);
+    let halts = Halts::watch();
     let old = Sessions::start(&world.client);
     let old_downloads = downloads(&world.client);
     assert_eq!(old.seen(), (OTHER.into(), BACKENDS), "before");
@@ -192,8 +229,8 @@ fn sluice_comes_and_goes_beside_another_balancer() {
         old.assert_unmoved("old, with Sluice");
         new.assert_unmoved("new, with Sluice");
     }
-    assert_flowing(&old_downloads, "old, with Sluice");
-    assert_flowing(&new_downloads, "new, with Sluice");
+    assert_flowing(&old_downloads, &halts, "old, with Sluice");
+    assert_flowing(&new_downloads, &halts, "new, with Sluice");
     let passed = node.reason(Reason::StackFlow);
     assert!(passed >= 20 * SESSIONS as u64, "{passed} packets passed");
 
@@ -217,8 +254,8 @@ fn sluice_comes_and_goes_beside_another_balancer() {
         new.assert_unmoved("new, while leaving");
         last.assert_unmoved("last, while leaving");
     }
-    assert_flowing(&old_downloads, "old, while leaving");
-    assert_flowing(&new_downloads, "new, while leaving");
+    assert_flowing(&old_downloads, &halts, "old, while leaving");
+    assert_flowing(&new_downloads, &halts, "new, while leaving");
     assert!(leaving.ended().is_none(), "{}", leaving.output());
 
     // Its own flows end, and with them its work. Those of the stack do not keep it, nor do clients of which
@@ -242,7 +279,7 @@ fn sluice_comes_and_goes_beside_another_balancer() {
     assert!(!attached.contains("lb_"), "{attached}");
     old.assert_unmoved("old, alone again");
     last.assert_unmoved("last, alone again");
-    assert_flowing(&old_downloads, "old, alone again");
+    assert_flowing(&old_downloads, &halts, "old, alone again");
     let seen = Sessions::start(&world.client);
     assert_eq!(seen.seen(), (OTHER.into(), BACKENDS), "alone again");
 }
